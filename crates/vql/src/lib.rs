@@ -1,0 +1,3 @@
+//! VQL: the language.
+
+pub mod ast;
