@@ -1,1 +1,28 @@
-//! transport
+//! How agents and frontends reach each other: TLS, HTTP/1.1 and HTTP/2, proxies, limits and deadlines. It carries sealed packets and never opens one.
+//!
+//! A frontend implements [`AgentEndpoint`] and hands it to a [`FrontendListener`]; an agent posts through a [`ServerLink`], of which [`HttpLink`] is the
+//! one for `http://` and `https://` URLs. Status lines, headers, pads, body limits and deadlines are decided here and nowhere else.
+//!
+//! ```
+//! use talon_transport::ServerUrl;
+//!
+//! let url: ServerUrl = "https://frontend.example:8000/base/".parse()?;
+//! assert_eq!(url.join("server.pem").to_string(), "https://frontend.example:8000/base/server.pem");
+//! assert!("https://frontend.example".parse::<ServerUrl>().is_err(), "a server URL ends in a slash");
+//! # Ok::<(), talon_transport::TransportError>(())
+//! ```
+
+mod endpoint;
+mod error;
+mod link;
+mod settings;
+mod url;
+
+pub use endpoint::{
+    AgentEndpoint, AgentRequest, BoxFuture, ControlOutcome, LongPoll, PAD, Peer, Processed, PublicFile, PublicPath, ReaderOutcome,
+    Rejection, Unhealthy,
+};
+pub use error::TransportError;
+pub use link::{Handler, Post, Reply, ServerLink};
+pub use settings::{FrontendLimits, FrontendSettings, LinkSettings, ProxySettings, ServerTls, VerificationMode};
+pub use url::{Scheme, ServerUrl};
