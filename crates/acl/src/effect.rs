@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use talon_ids::{Permission, UserName};
+use talon_ids::{OrgId, Permission, UserName};
 
 /// A kind of effect. The set is closed: the trait is sealed.
 pub trait Effect: sealed::Sealed + Send + Sync + 'static {
@@ -58,15 +58,16 @@ effects! {
     Publish => Publish;
 }
 
-/// Proof that an ACL decision allowed effect `E` to `principal`. Only [`crate::Authority`] makes one.
+/// Proof that an ACL decision allowed effect `E` to a principal in an organisation. Only [`crate::Authority`] makes one.
 pub struct Permit<E: Effect> {
     principal: UserName,
+    org: OrgId,
     effect: PhantomData<E>,
 }
 
 impl<E: Effect> Permit<E> {
-    pub(crate) fn granted_to(principal: UserName) -> Self {
-        Self { principal, effect: PhantomData }
+    pub(crate) fn granted_to(principal: UserName, org: OrgId) -> Self {
+        Self { principal, org, effect: PhantomData }
     }
 
     /// Who was allowed.
@@ -74,10 +75,16 @@ impl<E: Effect> Permit<E> {
     pub fn principal(&self) -> &UserName {
         &self.principal
     }
+
+    /// In which organisation.
+    #[must_use]
+    pub fn org(&self) -> &OrgId {
+        &self.org
+    }
 }
 
 impl<E: Effect> fmt::Debug for Permit<E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Permit<{}>({})", E::PERMISSION, self.principal)
+        write!(out, "Permit<{}>({} in {})", E::PERMISSION, self.principal, self.org)
     }
 }

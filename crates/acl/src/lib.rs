@@ -1,22 +1,39 @@
-//! Who may do what.
+//! Who may do what: roles, policies, decisions, and the permits without which nothing with an effect can be called.
+//!
+//! Everything is denied unless a policy grants it. There is one decision, [`Authority::check`]; restrictions such as lockdown are inside it.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use talon_acl::{Authority, CollectClient, FilesystemRead, Permit, Policy, Role, Unrestricted};
+//! use talon_ids::OrgId;
+//!
+//! fn read_file(_permit: &Permit<FilesystemRead>, _path: &str) {}
+//!
+//! let policy = Policy::of_roles([Role::Investigator]);
+//! let alice = Authority::user("alice".parse()?, OrgId::root(), None, Some(&policy), Arc::new(Unrestricted));
+//! assert!(alice.permit::<CollectClient>().is_ok());
+//! match alice.permit::<FilesystemRead>() {
+//!     Ok(permit) => read_file(&permit, "/etc/passwd"),
+//!     Err(denial) => assert_eq!(denial.to_string(), "PermissionDenied: Permission denied: [FILESYSTEM_READ]"),
+//! }
+//! # Ok::<(), talon_ids::InvalidId>(())
+//! ```
 
+mod access;
+mod authority;
+mod denial;
 mod effect;
+mod escalation;
+mod policy;
+mod role;
 
+pub use access::{AccessRow, AuditClass, CollectDenial, OrgScope, Requirement, check_collection, collection_permission};
+pub use authority::{Authority, EndpointPolicy, Question, Restriction, Unrestricted};
+pub use denial::{Cure, Denial, Reason};
 pub use effect::{
     Administer, CollectClient, CollectServer, DeleteResults, Effect, Execute, FilesystemRead, FilesystemWrite, LabelClient, MachineState,
     Network, Permit, Publish, ReadResults,
 };
-
-use talon_ids::UserName;
-
-/// Decides for one principal.
-pub struct Authority {
-    principal: UserName,
-}
-
-impl Authority {
-    /// Allows.
-    pub fn permit<E: Effect>(&self) -> Permit<E> {
-        Permit::granted_to(self.principal.clone())
-    }
-}
+pub use escalation::{Escalation, escalations};
+pub use policy::{EffectivePolicy, FieldValue, Policy, PolicyError};
+pub use role::Role;
