@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use prost::Message as _;
 
+use crate::workspace_root;
+
 /// Generates into a temporary folder and then copies, or compares when `check` is set.
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = workspace_root();
@@ -44,8 +46,4 @@ fn generate(proto: &Path, out: &Path) -> Result<()> {
     config.disable_comments(["."]);
     tonic_prost_build::configure().out_dir(out).compile_fds_with_config(descriptors, config).context("generating Rust types")?;
     Ok(())
-}
-
-fn workspace_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

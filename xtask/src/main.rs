@@ -1,6 +1,15 @@
 //! The project's own tools: everything that is not `cargo build`, as `cargo xtask …`.
+#![allow(clippy::indexing_slicing, reason = "only JSON values are indexed here, and a missing key is null")]
 
+mod checks;
 mod codegen;
+mod demo;
+mod deployment;
+mod e2e;
+mod process;
+mod tidy;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -14,6 +23,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a deployment in ./demo, collect from this machine, show rows and the proof of who asked for them.
+    Demo {
+        /// Stop after printing, instead of staying up until Ctrl-C.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Run every test of the workspace, then the end-to-end cases.
+    Test,
+    /// Run the end-to-end cases: real programs on free ports.
+    E2e {
+        /// Only cases whose name contains this.
+        filter: Option<String>,
+        /// Keep the folders of cases that passed, too.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run everything that must hold before a change lands.
+    Ci,
+    /// Check the rules of ARCHITECTURE.md that a machine can check.
+    Tidy,
     /// Generate the Rust types of `proto/` into `crates/proto/src/gen`.
     Codegen {
         /// Fail when the files on disk are not what would be generated.
@@ -24,6 +53,16 @@ enum Command {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
+        Command::Demo { once } => demo::run(once),
+        Command::Test => checks::test(),
+        Command::E2e { filter, keep } => e2e::run(&e2e::Options { filter, keep }),
+        Command::Ci => checks::ci(),
+        Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),
     }
+}
+
+/// The root of the workspace.
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

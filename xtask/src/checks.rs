@@ -1,0 +1,49 @@
+//! What must hold before a change lands: formatting, tidy, licences, lints, documentation, tests.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+use crate::{e2e, tidy, workspace_root};
+
+/// Everything that CI checks, in the order of cost.
+pub(crate) fn ci() -> Result<()> {
+    let shell = shell()?;
+    step("formatting", || Ok(cmd!(shell, "cargo fmt --all -- --check").run()?))?;
+    step("generated code", || crate::codegen::run(true))?;
+    step("tidy", tidy::run)?;
+    step("licences, sources and banned crates", || {
+        cmd!(shell, "cargo deny --log-level error check bans licenses sources")
+            .run()
+            .context("cargo-deny is needed: `cargo install cargo-deny`, or as .ci/run installs it")
+    })?;
+    step("lints", || Ok(cmd!(shell, "cargo clippy --workspace --all-targets -- -D warnings").run()?))?;
+    step("documentation", || {
+        let _flags = shell.push_env("RUSTDOCFLAGS", "-D warnings");
+        Ok(cmd!(shell, "cargo doc --workspace --no-deps --document-private-items --quiet").run()?)
+    })?;
+    test()
+}
+
+/// Every test of the workspace, then the end-to-end cases.
+pub(crate) fn test() -> Result<()> {
+    let shell = shell()?;
+    step("tests of the workspace", || Ok(cmd!(shell, "cargo test --workspace").run()?))?;
+    step("end-to-end", || e2e::run(&e2e::Options::default()))
+}
+
+fn shell() -> Result<Shell> {
+    let shell = Shell::new()?;
+    shell.change_dir(workspace_root());
+    Ok(shell)
+}
+
+/// Runs one step and says how long it took.
+pub(crate) fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("==> {name}");
+    let start = Instant::now();
+    work().with_context(|| format!("step failed: {name}"))?;
+    eprintln!("==> {name}: ok in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
