@@ -49,6 +49,55 @@ pub enum Space {
     Notebooks,
 }
 
+impl Space {
+    /// All families.
+    pub const ALL: [Self; 15] = [
+        Self::Deployment,
+        Self::Orgs,
+        Self::Users,
+        Self::Policies,
+        Self::Clients,
+        Self::ClientKeys,
+        Self::ClientMetadata,
+        Self::ClientIndex,
+        Self::Tasks,
+        Self::Flows,
+        Self::FlowStats,
+        Self::Artifacts,
+        Self::Settings,
+        Self::Hunts,
+        Self::Notebooks,
+    ];
+
+    /// The name in exports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::Orgs => "orgs",
+            Self::Users => "users",
+            Self::Policies => "policies",
+            Self::Clients => "clients",
+            Self::ClientKeys => "client_keys",
+            Self::ClientMetadata => "client_metadata",
+            Self::ClientIndex => "client_index",
+            Self::Tasks => "tasks",
+            Self::Flows => "flows",
+            Self::FlowStats => "flow_stats",
+            Self::Artifacts => "artifacts",
+            Self::Settings => "settings",
+            Self::Hunts => "hunts",
+            Self::Notebooks => "notebooks",
+        }
+    }
+
+    /// The family with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|space| space.name() == name)
+    }
+}
+
 /// Names a table of rows or an upload within an organisation: non-empty components, compared as bytes. Never a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(Vec<String>);
@@ -169,6 +218,12 @@ pub trait Reader: Send + Sync {
     /// # Errors
     /// As [`Reader::get`].
     fn read_upload(&self, org: &OrgId, upload: &ObjectName, offset: u64, len: usize) -> Result<Bytes, StoreError>;
+
+    /// Every organisation that has a record, a table or an upload, in order.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    fn orgs(&self) -> Result<Vec<OrgId>, StoreError>;
 }
 
 /// The blocks of a table in order: index of the first row, and the rows as plain JSONL.
@@ -183,16 +238,18 @@ pub trait Txn: Reader {
     fn delete(&mut self, org: &OrgId, space: Space, key: &[u8]);
 
     /// Appends rows to a table and returns the index of the first. With `expected`, refuses unless the table has exactly that many rows.
+    /// An empty block changes nothing.
     ///
     /// # Errors
-    /// [`StoreError::OutOfSequence`], or when the engine fails.
+    /// [`StoreError::OutOfSequence`], [`StoreError::Invalid`] when what the block claims of itself is not true or it is larger than the
+    /// engine's limits, or when the engine fails.
     fn append_rows(&mut self, org: &OrgId, table: &ObjectName, expected: Option<u64>, block: RowBlock) -> Result<u64, StoreError>;
 
     /// Writes a chunk of an upload at its end. A chunk that lies wholly before the end is a retransmission and is dropped; a chunk at offset 0
-    /// of a complete upload starts it afresh; a gap is refused.
+    /// of a complete upload starts it afresh; a gap is refused, and so is a chunk that is partly stored. The `count` of the chunk is ignored.
     ///
     /// # Errors
-    /// [`StoreError::OutOfSequence`], or when the engine fails.
+    /// [`StoreError::OutOfSequence`], [`StoreError::Invalid`] as for rows, or when the engine fails.
     fn append_upload(&mut self, org: &OrgId, upload: &ObjectName, offset: u64, chunk: RowBlock) -> Result<(), StoreError>;
 
     /// Records that an upload has all its bytes.
@@ -208,7 +265,8 @@ pub trait Txn: Reader {
     fn delete_object(&mut self, org: &OrgId, object: &ObjectName) -> Result<(), StoreError>;
 }
 
-/// Work to be done in one transaction. An error undoes what it did.
+/// Work to be done in one transaction. An error or a panic undoes what it did. It must not submit other work to the same engine: that is
+/// refused with [`StoreError::Nested`].
 pub type Work = Box<dyn FnOnce(&mut dyn Txn) -> Result<(), StoreError> + Send>;
 
 /// A storage engine. Transactions of one engine are applied one after the other and committed in groups.
@@ -216,7 +274,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Reads the committed state.
     fn reader(&self) -> &dyn Reader;
 
-    /// Queues a transaction. It is durable when the ticket resolves to `Ok`.
+    /// Queues a transaction. It is durable when the ticket resolves to `Ok`. Blocks for a moment when the queue is full.
     fn submit(&self, work: Work) -> Ticket;
 }
 

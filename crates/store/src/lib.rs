@@ -1,10 +1,14 @@
 //! Durable state: storage traits, and the embedded engine of sled and segment files.
 
+mod block;
 mod engine;
+mod memory;
 
+pub use block::Limits;
 pub use engine::{
     BlockEncoding, Engine, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, TableInfo, Ticket, Txn, UploadInfo, Work,
 };
+pub use memory::Memory;
 
 /// Why storage refused.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -28,6 +32,27 @@ pub enum StoreError {
         place: String,
         /// What does not match.
         detail: String,
+    },
+    /// What a block, a key or a name says of itself is not true, or it is larger than the limits.
+    #[error("invalid data: {0}")]
+    Invalid(String),
+    /// A work tried to submit other work to the engine that runs it.
+    #[error("a transaction cannot start another one")]
+    Nested,
+    /// A work panicked; what it did is undone.
+    #[error("the transaction was aborted by a defect in the program")]
+    Panicked,
+    /// There is no space left on the disk. Writing works again when there is.
+    #[error("no space left for {place}: free some, writing then continues")]
+    Full {
+        /// The folder that is full.
+        place: String,
+    },
+    /// Another process uses the same folder.
+    #[error("{place} is in use by another process: stop it first")]
+    Locked {
+        /// The folder.
+        place: String,
     },
     /// The disk or the engine failed.
     #[error("storage failed: {0}")]
