@@ -330,7 +330,7 @@ mod tests {
         ]);
         let wanted = Policy::of_roles([Role::Reader]).with_permissions(Permissions::of(&[Permission::CollectClient])).with_queue("Q");
         assert_eq!(policy, Ok(wanted));
-        expect![[""]].assert_eq(&fields(&[("exec", FieldValue::Flag(true)), ("publish", FieldValue::Flag(true))]).unwrap_err().to_string());
+        expect!["Parsing Policy: Invalid policy fields: [exec publish]. Valid fields are [any_query read_results label_clients collect_client collect_basic start_hunt collect_server artifact_writer server_artifact_writer execve notebook_editor server_admin org_admin impersonation filesystem_read filesystem_write network machine_state prepare_results delete_results datastore_access roles publish_queues]"].assert_eq(&fields(&[("exec", FieldValue::Flag(true)), ("publish", FieldValue::Flag(true))]).unwrap_err().to_string());
         expect!["Parsing Policy: field execve should be true or false"]
             .assert_eq(&fields(&[("execve", FieldValue::Names(vec![]))]).unwrap_err().to_string());
         expect!["Invalid role boss"].assert_eq(&fields(&[("roles", FieldValue::Names(vec!["boss".into()]))]).unwrap_err().to_string());

@@ -129,7 +129,32 @@ mod tests {
 
     #[test]
     fn the_role_matrix_in_the_root_organisation() {
-        expect![[""]].assert_eq(&matrix(&OrgId::root()));
+        expect![[r#"
+                                   org_admin administrator reader analyst investigator artifact_writer api
+            ANY_QUERY                  .           Y         .       Y         Y              .         Y
+            PUBLISH                    .           .         .       .         .              .         .
+            READ_RESULTS               .           Y         Y       Y         Y              .         Y
+            LABEL_CLIENT               .           Y         .       Y         Y              .         .
+            COLLECT_CLIENT             .           Y         .       .         Y              .         .
+            COLLECT_BASIC              .           Y         .       .         .              .         .
+            START_HUNT                 .           Y         .       .         Y              .         .
+            COLLECT_SERVER             .           Y         .       .         .              .         .
+            ARTIFACT_WRITER            .           Y         .       .         .              Y         .
+            SERVER_ARTIFACT_WRITER     .           Y         .       .         .              .         .
+            EXECVE                     .           Y         .       .         .              .         .
+            NOTEBOOK_EDITOR            .           Y         .       Y         Y              .         .
+            SERVER_ADMIN               .           Y         .       .         .              .         .
+            ORG_ADMIN                  Y           Y         .       .         .              .         .
+            IMPERSONATION              .           Y         .       .         .              .         .
+            FILESYSTEM_READ            .           Y         .       .         .              .         .
+            FILESYSTEM_WRITE           .           Y         .       .         .              .         .
+            NETWORK                    .           Y         .       .         .              .         .
+            MACHINE_STATE              .           Y         .       .         .              .         .
+            PREPARE_RESULTS            .           Y         .       Y         Y              .         .
+            DELETE_RESULTS             .           Y         .       .         .              .         .
+            DATASTORE_ACCESS           .           .         .       .         .              .         .
+        "#]]
+        .assert_eq(&matrix(&OrgId::root()));
     }
 
     #[test]
