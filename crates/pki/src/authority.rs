@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls_pki_types::UnixTime;
 use talon_crypto::{Rng, RsaPrivateKey, RsaPublicKey, Zeroizing, random_array};
@@ -151,7 +151,7 @@ impl Authority {
         let start = now.as_secs().saturating_sub(BACK_DATED.as_secs()).max(authority.not_before().as_secs());
         let end = now.as_secs().saturating_add(profile.validity.as_secs()).min(authority.not_after().as_secs());
         set_validity(&mut params, start, end);
-        params.is_ca = IsCa::ExplicitNoCa;
+        params.custom_extensions = vec![no_authority()];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         if profile.server {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
@@ -172,6 +172,14 @@ impl std::fmt::Debug for Authority {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Authority").field("certificate", self.certificate()).finish_non_exhaustive()
     }
+}
+
+/// Basic constraints CA:FALSE, written by hand: the library's own form adds a subject key id, which stock leaves do not have.
+fn no_authority() -> CustomExtension {
+    let empty_sequence = vec![0x30, 0x00];
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 19], empty_sequence);
+    extension.set_criticality(true);
+    extension
 }
 
 /// Serial number and subject: what all certificates have.
