@@ -98,7 +98,7 @@ pub struct Select {
     pub columns: Vec<Column>,
     /// Where rows come from.
     pub from: Source,
-    /// `WHERE`
+    /// `WHERE`. Here and in `GROUP BY` a tuple was written without parentheses; one with them is inside a `Paren`.
     pub filter: Option<Expr>,
     /// `GROUP BY`: one expression, or a tuple of them.
     pub group_by: Option<Expr>,
@@ -272,6 +272,15 @@ pub struct Symbol {
     pub path: Vec<Ident>,
     /// `None` when there are no parentheses.
     pub args: Option<Vec<Arg>>,
+}
+
+/// `x=>expr`, parsed from the text of a string value.
+#[derive(Debug, Clone)]
+pub struct Lambda {
+    /// The names bound in the body; at least one.
+    pub params: Vec<Ident>,
+    /// What is computed.
+    pub body: Expr,
 }
 
 /// A number literal.
