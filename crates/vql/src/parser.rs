@@ -13,7 +13,7 @@ use crate::syntax_error::{SyntaxError, nearest};
 /// The longest text that is parsed, in bytes.
 pub const MAX_TEXT: usize = 32 << 20;
 /// The deepest recursion of the parser itself.
-const MAX_DEPTH: u32 = 250;
+const MAX_DEPTH: u32 = 120;
 /// The tallest tree: bounds the recursion of everything that walks one.
 const MAX_HEIGHT: u32 = 500;
 /// How many times over a text may be repeated in derived column names.

@@ -333,11 +333,23 @@ impl Printer<'_> {
 
     /// A closing bracket: on its own line when comments stand before it.
     fn close(&mut self, bracket: &str, end: u32) {
-        if self.comments.get(self.next).is_some_and(|comment| comment.span.start < end) {
+        if self.tail(end) {
             self.line();
-            self.flush(end);
         }
         self.out.push_str(bracket);
+    }
+
+    /// Before a closing bracket: prints the comments before `end` on lines of their own. False when there are none.
+    fn tail(&mut self, end: u32) -> bool {
+        let first = self.next;
+        self.indented(2, |printer| {
+            while let Some(comment) = printer.comments.get(printer.next).filter(|comment| comment.span.start < end) {
+                printer.line();
+                printer.out.push_str(&comment.text);
+                printer.next += 1;
+            }
+        });
+        self.next > first
     }
 
     /// `{ SELECT … }`; comments from `start` on are printed inside.
@@ -353,8 +365,8 @@ impl Printer<'_> {
             printer.line();
             printer.select(select);
         });
+        self.tail(end);
         self.line();
-        self.flush(end);
         self.out.push('}');
     }
 
