@@ -1,9 +1,11 @@
 //! What can go wrong on the way between an agent and a frontend.
 
+use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
 /// An error of this crate, by who has to act on it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// A setting cannot be used; the text names the key and the cure.
@@ -16,7 +18,7 @@ pub enum TransportError {
         address: String,
         /// What the system said.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// No connection to the server came about.
     #[error("cannot connect to {to}")]
@@ -25,7 +27,7 @@ pub enum TransportError {
         to: String,
         /// What the system said.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The TLS handshake failed, mostly because the peer's certificate is not acceptable.
     #[error("TLS with {with} failed")]
@@ -34,7 +36,7 @@ pub enum TransportError {
         with: String,
         /// What the handshake said.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The proxy refused to connect to the server.
     #[error("the proxy {proxy} refused the connection: {reason}")]
@@ -55,7 +57,7 @@ pub enum TransportError {
     },
     /// The connection ended or broke the rules of HTTP before an answer was complete.
     #[error("the connection broke")]
-    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Broken(#[source] Arc<dyn Error + Send + Sync>),
     /// The server answered with a status that does not fit what was asked for.
     #[error("the server answered with status {0}")]
     Status(u16),

@@ -12,17 +12,33 @@
 //! # Ok::<(), talon_transport::TransportError>(())
 //! ```
 
+mod answer;
+mod body;
+mod dial;
 mod endpoint;
 mod error;
+mod guard;
+mod http_link;
+mod intake;
 mod link;
+mod listener;
+mod proxy;
+mod routes;
 mod settings;
+mod surface;
+mod tls;
 mod url;
+mod verify;
 
 pub use endpoint::{
     AgentEndpoint, AgentRequest, BoxFuture, ControlOutcome, LongPoll, PAD, Peer, Processed, PublicFile, PublicPath, ReaderOutcome,
     Rejection, Unhealthy,
 };
 pub use error::TransportError;
+pub use http_link::HttpLink;
 pub use link::{Handler, Post, Reply, ServerLink};
+pub use listener::FrontendListener;
+pub use routes::{Access, Action, AuditClass, BodyLimit, ROUTES, Route};
 pub use settings::{FrontendLimits, FrontendSettings, LinkSettings, ProxySettings, ServerTls, VerificationMode};
+pub use tls::{crypto_provider, install_crypto_provider};
 pub use url::{Scheme, ServerUrl};

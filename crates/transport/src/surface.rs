@@ -1,0 +1,223 @@
+//! What a frontend does with a request: finds its row, takes the body, waits for a slot, asks the endpoint, and turns the outcome into an answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
+use talon_crypto::{Rng, SystemRng};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Answer, Departure, Processing, Waiting};
+use crate::intake::{BodyBudget, Refused, Taken};
+use crate::routes::{self, Action, Route, Target};
+use crate::{
+    AgentEndpoint, AgentRequest, ControlOutcome, FrontendLimits, Peer, Processed, PublicPath, ReaderOutcome, Rejection, Unhealthy, answer,
+};
+
+/// Longest text that is taken over from a request's headers.
+const MAX_TEXT: usize = 256;
+/// Longest poll, whatever an organisation's settings say.
+pub(crate) const MAX_POLL: Duration = Duration::from_secs(3600);
+
+/// The state that all connections of a listener share.
+pub(crate) struct Surface {
+    endpoint: Arc<dyn AgentEndpoint>,
+    base: String,
+    proxy_header: Option<HeaderName>,
+    pub(crate) limits: FrontendLimits,
+    budget: BodyBudget,
+    ordinary: Arc<Semaphore>,
+    urgent: Arc<Semaphore>,
+    readers: Semaphore,
+    pub(crate) drain: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Surface {
+    pub(crate) fn new(
+        endpoint: Arc<dyn AgentEndpoint>,
+        base: String,
+        proxy_header: Option<HeaderName>,
+        limits: FrontendLimits,
+        drain: CancellationToken,
+    ) -> Self {
+        let slots = || Arc::new(Semaphore::new(limits.concurrency.clamp(1, Semaphore::MAX_PERMITS)));
+        Self {
+            endpoint,
+            base,
+            proxy_header,
+            budget: BodyBudget::new(&limits),
+            ordinary: slots(),
+            urgent: slots(),
+            readers: Semaphore::new(limits.reader_concurrency.clamp(1, Semaphore::MAX_PERMITS)),
+            limits,
+            drain,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Answers one request.
+    pub(crate) async fn handle(&self, socket: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
+        match routes::find(&self.base, request.uri().path()) {
+            Target::Nowhere => answer::error(StatusCode::NOT_FOUND, "404 page not found"),
+            Target::Redirect(path) => {
+                let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+                answer::redirect(&format!("{path}{query}"))
+            }
+            Target::Row(route, _) if route.upgrade && request.headers().contains_key(UPGRADE) => upgrade(request.headers()),
+            Target::Row(route, rest) => self.row(route, &rest, socket, request).await,
+        }
+    }
+
+    async fn row(&self, route: &Route, rest: &str, socket: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
+        match route.action {
+            Action::ServerPem => answer::streamed(Answer::Pieces(Departure::new(self.endpoint.server_pem(), &self.limits))),
+            Action::Healthz if self.drain.is_cancelled() => answer::empty(StatusCode::SERVICE_UNAVAILABLE),
+            Action::Healthz => answer::empty(StatusCode::OK),
+            Action::Public => self.public(rest).await,
+            Action::Control | Action::Reader => {
+                if let Err(Unhealthy(text)) = self.endpoint.health() {
+                    return answer::error(StatusCode::SERVICE_UNAVAILABLE, &format!("Error: {text}"));
+                }
+                let peer = self.peer(socket, request.headers());
+                let urgent = request.headers().get("x-priority").is_some_and(|value| value == "urgent");
+                if route.action == Action::Control {
+                    self.control(peer, urgent, request.into_body()).await
+                } else {
+                    self.reader(peer, urgent, request.into_body()).await
+                }
+            }
+        }
+    }
+
+    async fn public(&self, path: &str) -> Response<Answer> {
+        let Some(path) = PublicPath::parse(path) else { return answer::no_file() };
+        match Arc::clone(&self.endpoint).public(path).await {
+            Some(file) => answer::file(file),
+            None => answer::no_file(),
+        }
+    }
+
+    async fn control(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
+        let limit = self.limits.max_upload_size.saturating_mul(2).saturating_sub(1);
+        let taken = match self.budget.take(body, limit, &self.limits).await {
+            Ok(taken) => taken,
+            Err(Refused::TooLong) => return answer::empty(StatusCode::OK),
+            Err(refused) => return refusal(&refused),
+        };
+        let slots = if urgent { &self.urgent } else { &self.ordinary };
+        let Ok(Ok(slot)) = tokio::time::timeout(self.limits.concurrency_timeout, Arc::clone(slots).acquire_owned()).await else {
+            return answer::error(StatusCode::REQUEST_TIMEOUT, "Timeout");
+        };
+        let Taken { bytes, share } = taken;
+        match Arc::clone(&self.endpoint).control(AgentRequest { peer, urgent, body: bytes }).await {
+            ControlOutcome::Reject(rejection) => answer::rejected(rejection),
+            ControlOutcome::Dropped => answer::empty(StatusCode::OK),
+            ControlOutcome::Accepted(processing) => self.process(processing, (slot, share)),
+        }
+    }
+
+    /// Runs what was accepted on a task of its own: the agent may go away, its messages are processed all the same.
+    fn process<H: Send + 'static>(&self, processing: crate::BoxFuture<Processed>, held: (OwnedSemaphorePermit, H)) -> Response<Answer> {
+        let deadline = self.limits.processing_deadline;
+        let task = self.tasks.spawn(async move {
+            let _held = held;
+            tokio::time::timeout(deadline, processing).await.unwrap_or(Processed::Failed)
+        });
+        answer::padded(Processing::answer(task, &self.limits))
+    }
+
+    async fn reader(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
+        let taken = match self.budget.take(body, self.limits.max_reader_body, &self.limits).await {
+            Ok(taken) => taken,
+            Err(Refused::TooLong) => return answer::rejected(Rejection::Overloaded),
+            Err(refused) => return refusal(&refused),
+        };
+        let Ok(Ok(slot)) = tokio::time::timeout(self.limits.concurrency_timeout, self.readers.acquire()).await else {
+            return answer::error(StatusCode::REQUEST_TIMEOUT, "Timeout");
+        };
+        let Taken { bytes, share } = taken;
+        let outcome = Arc::clone(&self.endpoint).reader(AgentRequest { peer, urgent, body: bytes }).await;
+        drop((slot, share));
+        match outcome {
+            ReaderOutcome::Reject(rejection) => answer::rejected(rejection),
+            ReaderOutcome::Empty => answer::empty(StatusCode::OK),
+            ReaderOutcome::Poll(mut poll) => {
+                poll.max_poll = poll.max_poll.min(MAX_POLL);
+                answer::padded(Waiting::answer(poll, jitter(&SystemRng, self.limits.poll_jitter), &self.drain, &self.limits))
+            }
+        }
+    }
+
+    fn peer(&self, socket: SocketAddr, headers: &HeaderMap) -> Peer {
+        let forwarded = self.proxy_header.as_ref().and_then(|name| headers.get(name)).map(plain).filter(|value| !value.is_empty());
+        Peer {
+            socket,
+            remote: forwarded.unwrap_or_else(|| socket.to_string()),
+            user_agent: headers.get(USER_AGENT).map(plain).unwrap_or_default(),
+        }
+    }
+}
+
+/// The answer to an upgrade. Something other than a WebSocket is a bad request, as on stock servers; a WebSocket is declined, and agents go on to the
+/// next of their URLs.
+fn upgrade(headers: &HeaderMap) -> Response<Answer> {
+    if headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
+        return answer::error(StatusCode::NOT_IMPLEMENTED, "This frontend speaks HTTP only: use an https:// or http:// URL");
+    }
+    answer::error(StatusCode::BAD_REQUEST, "Bad Request")
+}
+
+fn refusal(refused: &Refused) -> Response<Answer> {
+    let mut response = match refused {
+        Refused::TooSlow => answer::error(StatusCode::REQUEST_TIMEOUT, "Timeout"),
+        Refused::NoBudget => answer::rejected(Rejection::Overloaded),
+        Refused::TooLong | Refused::Broken => answer::rejected(Rejection::Unreadable),
+    };
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A header's text, cut and without anything that could confuse a log.
+fn plain(value: &HeaderValue) -> String {
+    let visible = |byte: &u8| if (0x20..0x7f).contains(byte) { char::from(*byte) } else { '?' };
+    value.as_bytes().iter().take(MAX_TEXT).map(visible).collect()
+}
+
+/// A whole number of seconds from 0 to `most`.
+fn jitter(rng: &dyn Rng, most: Duration) -> Duration {
+    let random = u32::from_le_bytes(talon_crypto::random_array::<4>(rng));
+    Duration::from_secs(u64::from(random) % most.as_secs().saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(u32);
+
+    impl Rng for Fixed {
+        fn fill(&self, out: &mut [u8]) {
+            out.copy_from_slice(&self.0.to_le_bytes());
+        }
+    }
+
+    #[test]
+    fn jitter_stays_within_its_bound() {
+        for (random, most, expected) in [(0, 29, 0), (29, 29, 29), (30, 29, 0), (u32::MAX, 29, 15), (7, 0, 0)] {
+            assert_eq!(jitter(&Fixed(random), Duration::from_secs(most)).as_secs(), expected, "{random} {most}");
+        }
+    }
+
+    #[test]
+    fn header_text_is_cut_and_plain() {
+        let value = HeaderValue::from_bytes(b"a\xffb\tc").unwrap();
+        assert_eq!(plain(&value), "a?b?c");
+        assert_eq!(plain(&HeaderValue::from_str(&"x".repeat(1000)).unwrap()).len(), MAX_TEXT);
+    }
+}
