@@ -1,17 +1,25 @@
 //! Durable state: storage traits, and the embedded engine of sled and segment files.
 
+mod audit_files;
 mod block;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod embedded;
 mod engine;
 mod memory;
+mod portable;
 
+pub use audit_files::{AUDIT_FOLDER, AUDIT_KEY, AUDIT_PUBLIC_KEY, AuditFiles};
 pub use block::Limits;
+pub use embedded::{CheckReport, Embedded, Options};
 pub use engine::{
     BlockEncoding, Engine, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, TableInfo, Ticket, Txn, UploadInfo, Work,
 };
 pub use memory::Memory;
+pub use portable::{Totals, export, import};
 
 /// Why storage refused.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// Rows or bytes do not continue what is stored.
@@ -48,6 +56,9 @@ pub enum StoreError {
         /// The folder that is full.
         place: String,
     },
+    /// A table or an upload was deleted while it was read.
+    #[error("deleted while it was read")]
+    Gone,
     /// Another process uses the same folder.
     #[error("{place} is in use by another process: stop it first")]
     Locked {
@@ -60,4 +71,17 @@ pub enum StoreError {
     /// The engine was shut down.
     #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// A failure of the file system at `place`.
+    pub(crate) fn io(place: &std::path::Path, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+
+        let place = place.display();
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Self::Full { place: place.to_string() },
+            _ => Self::Io(format!("{place}: {error}")),
+        }
+    }
 }

@@ -85,10 +85,13 @@ impl Engine for Memory {
 /// The whole state; a transaction clones it shallowly and copies the families and objects that it touches.
 #[derive(Clone, Default)]
 struct State {
-    records: BTreeMap<(OrgId, Space), Arc<BTreeMap<Vec<u8>, Vec<u8>>>>,
+    records: BTreeMap<(OrgId, Space), Arc<Family>>,
     tables: BTreeMap<(OrgId, ObjectName), Arc<Table>>,
     uploads: BTreeMap<(OrgId, ObjectName), Arc<Upload>>,
 }
+
+/// The records of one family.
+type Family = BTreeMap<Vec<u8>, Vec<u8>>;
 
 #[derive(Clone, Default)]
 struct Table {
@@ -182,7 +185,7 @@ impl MemoryTxn {
         self.limits.check_transaction(self.bytes)
     }
 
-    fn family(&mut self, org: &OrgId, space: Space) -> &mut BTreeMap<Vec<u8>, Vec<u8>> {
+    fn family(&mut self, org: &OrgId, space: Space) -> &mut Family {
         Arc::make_mut(self.state.records.entry((org.clone(), space)).or_default())
     }
 

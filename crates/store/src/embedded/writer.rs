@@ -1,0 +1,295 @@
+//! The writer thread: it gathers waiting transactions into groups, and a group costs one sync of the segment and one of the index.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::Shared;
+use super::key::{self, KeyRange, Layout as _, State};
+use super::segment::{Files, HEADER, SegmentFile, file_header};
+use super::txn::{EmbeddedTxn, Layer};
+use super::view::View as _;
+use crate::{StoreError, Work};
+
+/// Transactions in a group, and bytes after which a group takes no more.
+const GROUP_LEN: usize = 1024;
+const GROUP_BYTES: usize = 32 << 20;
+/// Extents that one group of reaping forgets.
+const REAP: usize = 4096;
+/// Groups of transactions between two of reaping, when there is no idle moment.
+const REAP_EVERY: u32 = 16;
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Blocks are handed to the file in pieces of about this size.
+const WRITE: usize = 1 << 20;
+
+/// Resolves a ticket.
+pub(super) type Resolver = oneshot::Sender<Result<(), StoreError>>;
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    Run(Work, Resolver),
+    /// Reap everything that can be reaped.
+    Reap(Resolver),
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    files: Arc<dyn Files>,
+    current: Option<Current>,
+    /// Writing failed: what the current segment has behind its committed end is unknown, so the next group starts another one.
+    abandon: bool,
+    /// There may be something to reap.
+    dead: bool,
+    pause: Duration,
+    groups: u32,
+}
+
+/// The segment that is open for writing.
+struct Current {
+    id: u64,
+    end: u64,
+    file: Box<dyn SegmentFile>,
+    buffer: Vec<u8>,
+}
+
+impl Current {
+    fn write_out(&mut self) -> std::io::Result<()> {
+        self.file.append(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.write_out()?;
+        self.file.sync()
+    }
+}
+
+enum Next {
+    Command(Command),
+    Idle,
+    Closed,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, files: Arc<dyn Files>) -> Self {
+        Self { shared, files, current: None, abandon: false, dead: true, pause: Duration::ZERO, groups: 0 }
+    }
+
+    /// Serves until every sender of the queue is gone and the queue is empty.
+    pub(super) fn serve(mut self, queue: &Receiver<Command>) {
+        loop {
+            match self.next(queue) {
+                Next::Command(Command::Run(work, resolver)) => self.group(work, resolver, queue),
+                Next::Command(Command::Reap(resolver)) => self.answer_reap(resolver),
+                Next::Idle => {
+                    self.reap_step();
+                }
+                Next::Closed => return,
+            }
+        }
+    }
+
+    fn next(&mut self, queue: &Receiver<Command>) -> Next {
+        if !self.dead {
+            return queue.recv().map_or(Next::Closed, Next::Command);
+        }
+        if self.groups >= REAP_EVERY {
+            return Next::Idle;
+        }
+        match queue.recv_timeout(self.pause) {
+            Ok(command) => Next::Command(command),
+            Err(RecvTimeoutError::Timeout) => Next::Idle,
+            Err(RecvTimeoutError::Disconnected) => Next::Closed,
+        }
+    }
+
+    fn group(&mut self, work: Work, resolver: Resolver, queue: &Receiver<Command>) {
+        let mut group = match self.begin() {
+            Ok(group) => group,
+            Err(error) => return resolve(resolver, Err(error)),
+        };
+        let mut results = vec![(resolver, self.run(&mut group, work))];
+        let mut reap = None;
+        while results.len() < GROUP_LEN && group.bytes < GROUP_BYTES {
+            match queue.try_recv() {
+                Ok(Command::Run(work, resolver)) => results.push((resolver, self.run(&mut group, work))),
+                Ok(Command::Reap(resolver)) => {
+                    reap = Some(resolver);
+                    break;
+                }
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        self.dead |= group.changes.keys().any(|key| key.first() == Some(&key::DEAD));
+        self.groups = self.groups.saturating_add(1);
+        let committed = self.commit(group);
+        if let Err(error) = &committed {
+            tracing::error!(%error, transactions = results.len(), "a group of transactions failed");
+        }
+        // A transaction that failed by itself may have seen others of the group, so that it too is answered only now.
+        for (resolver, result) in results {
+            resolve(resolver, result.and_then(|()| committed.clone()));
+        }
+        if let Some(resolver) = reap {
+            self.answer_reap(resolver);
+        }
+    }
+
+    fn begin(&mut self) -> Result<Layer, StoreError> {
+        self.shared.index.revive()?;
+        let mut state = self.shared.state()?;
+        if self.abandon {
+            state.segment = state.segment.checked_add(1).ok_or(StoreError::Closed)?;
+            state.end = HEADER;
+        }
+        Ok(Layer::new(state))
+    }
+
+    fn run(&self, group: &mut Layer, work: Work) -> Result<(), StoreError> {
+        let mut txn = EmbeddedTxn::new(&self.shared, group);
+        catch_unwind(AssertUnwindSafe(|| work(&mut txn))).unwrap_or(Err(StoreError::Panicked))?;
+        let own = txn.finish()?;
+        group.absorb(own);
+        Ok(())
+    }
+
+    fn commit(&mut self, group: Layer) -> Result<(), StoreError> {
+        if group.changes.is_empty() {
+            return Ok(());
+        }
+        self.check_space(group.bytes)?;
+        if let Err(error) = self.write_blocks(&group) {
+            self.abandon = true;
+            self.current = None;
+            return Err(error);
+        }
+        let mut changes = group.changes;
+        let state = State { group: group.state.group.checked_add(1).ok_or(StoreError::Closed)?, ..group.state };
+        changes.insert(key::meta("state"), Some(state.encode()));
+        let result = self.shared.index.commit(changes, state.group);
+        match result {
+            Ok(()) => self.abandon = false,
+            // The next group cuts the file back to what is committed.
+            Err(_) => self.current = None,
+        }
+        result
+    }
+
+    /// Refuses before sled meets the full disk: it would have to be opened again.
+    fn check_space(&self, bytes: usize) -> Result<(), StoreError> {
+        let needed = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(self.shared.reserve_bytes);
+        let folder = self.shared.segments.folder();
+        match self.files.free(folder) {
+            Some(free) if free < needed => Err(StoreError::Full { place: folder.display().to_string() }),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_blocks(&mut self, group: &Layer) -> Result<(), StoreError> {
+        for ((segment, offset), block) in &group.staged {
+            let path = self.shared.segments.path(*segment);
+            self.write_block(*segment, *offset, block).map_err(|error| StoreError::io(&path, &error))?;
+        }
+        if group.staged.is_empty() {
+            return Ok(());
+        }
+        match &mut self.current {
+            Some(current) => current.sync().map_err(|error| StoreError::io(self.shared.segments.folder(), &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn write_block(&mut self, segment: u64, offset: u64, block: &[u8]) -> std::io::Result<()> {
+        let follows = self.current.as_ref().is_some_and(|current| current.id == segment && current.end == offset);
+        if !follows {
+            if let Some(mut finished) = self.current.take() {
+                finished.sync()?;
+            }
+            self.current = Some(self.open_segment(segment, offset)?);
+        }
+        let Some(current) = &mut self.current else { return Ok(()) };
+        current.buffer.extend_from_slice(block);
+        current.end = offset.saturating_add(u64::try_from(block.len()).unwrap_or(u64::MAX));
+        if current.buffer.len() >= WRITE { current.write_out() } else { Ok(()) }
+    }
+
+    fn open_segment(&self, id: u64, end: u64) -> std::io::Result<Current> {
+        let path = self.shared.segments.path(id);
+        if end > HEADER {
+            return Ok(Current { id, end, file: self.files.resume(&path, end)?, buffer: Vec::new() });
+        }
+        let file = self.files.create(&path)?;
+        self.files.sync_folder(self.shared.segments.folder())?;
+        Ok(Current { id, end, file, buffer: file_header(self.shared.segments.identity(), id) })
+    }
+
+    fn answer_reap(&mut self, resolver: Resolver) {
+        self.dead = true;
+        loop {
+            match self.reap_some() {
+                Ok(true) => {}
+                Ok(false) => return resolve(resolver, Ok(())),
+                Err(error) => return resolve(resolver, Err(error)),
+            }
+        }
+    }
+
+    fn reap_step(&mut self) {
+        self.groups = 0;
+        match self.reap_some() {
+            Ok(_) => self.pause = Duration::ZERO,
+            Err(error) => {
+                tracing::warn!(%error, "cannot reap deleted objects yet");
+                self.pause = PAUSE_AFTER_FAILURE;
+            }
+        }
+    }
+
+    /// Reaps a group's worth; returns whether more may be left.
+    fn reap_some(&mut self) -> Result<bool, StoreError> {
+        let mut group = self.begin()?;
+        let mut txn = EmbeddedTxn::new(&self.shared, &group);
+        let (reaped, _) = txn.reap(REAP)?;
+        let freed = txn.sweep()?;
+        let own = txn.finish()?;
+        group.absorb(own);
+        self.commit(group)?;
+        for id in freed {
+            self.shared.segments.remove(id);
+        }
+        self.dead = reaped >= REAP;
+        Ok(self.dead)
+    }
+}
+
+/// Nobody may be waiting for it.
+fn resolve(resolver: Resolver, result: Result<(), StoreError>) {
+    drop(resolver.send(result));
+}
+
+/// Removes files that no committed group refers to, and cuts what a crash left behind the end of the last segment.
+pub(super) fn recover(shared: &Shared, files: &dyn Files) -> Result<(), StoreError> {
+    let folder = shared.segments.folder();
+    let failed = |error: std::io::Error| StoreError::io(folder, &error);
+    let mut known = std::collections::BTreeSet::new();
+    shared.walk(KeyRange::of_prefix(vec![key::SEGMENT]), false, |key, _| {
+        known.insert(key::number_of(&key)?);
+        Ok(true)
+    })?;
+    let state = shared.state()?;
+    for id in super::segment::Segments::ids(folder).map_err(failed)? {
+        let path = shared.segments.path(id);
+        if !known.contains(&id) {
+            tracing::info!(segment = id, "removing a segment that nothing refers to");
+            std::fs::remove_file(&path).map_err(failed)?;
+        } else if id == state.segment && std::fs::metadata(&path).map_err(failed)?.len() > state.end {
+            tracing::info!(segment = id, end = state.end, "cutting what a crash left behind the last block");
+            files.resume(&path, state.end).and_then(|mut file| file.sync()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
