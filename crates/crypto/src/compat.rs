@@ -111,7 +111,7 @@ impl CbcKey {
     /// # Errors
     /// [`CryptoError::Decrypt`] when the length is no positive multiple of the block length or the padding is not as it must be.
     pub fn decrypt_in_place(&self, iv: &[u8; 16], buffer: &mut Vec<u8>) -> Result<(), CryptoError> {
-        if buffer.is_empty() || buffer.len() % BLOCK != 0 {
+        if buffer.is_empty() || !buffer.len().is_multiple_of(BLOCK) {
             return Err(CryptoError::Decrypt);
         }
         let context = DecryptionContext::Iv128(iv.into());

@@ -165,7 +165,7 @@ impl RsaPublicKey {
     /// # Errors
     /// [`CryptoError::Pem`] or [`CryptoError::Key`].
     pub fn from_pem(text: &str) -> Result<Self, CryptoError> {
-        Self::from_pkcs1_der(&*pem_block(text, PKCS1_PUBLIC).or_else(|_| pem_block(text, SPKI_PUBLIC))?)
+        Self::from_pkcs1_der(&pem_block(text, PKCS1_PUBLIC).or_else(|_| pem_block(text, SPKI_PUBLIC))?)
     }
 
     /// The exponent is bounded from below because the client id does not cover it: with exponent 1 anybody could sign for a known modulus.

@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn a_bomb_is_refused_at_the_limit_and_not_before() {
         let bomb = deflate(&vec![0; 10 << 20]).unwrap();
-        assert!(bomb.len() < 100_000);
+        assert!(bomb.len() < 1 << 20);
         assert!(matches!(inflate(&bomb, (10 << 20) - 1), Err(WireError::Content(Reason::Blob))));
         assert_eq!(inflate(&bomb, 10 << 20).unwrap().len(), 10 << 20);
         assert!(inflate(&bomb, 0).is_err());

@@ -59,7 +59,7 @@ impl Envelope {
 
 /// Whether `bytes` can be the output of a padded block cipher.
 pub(crate) fn is_ciphertext(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.len() % BLOCK == 0
+    !bytes.is_empty() && bytes.len().is_multiple_of(BLOCK)
 }
 
 #[cfg(test)]

@@ -38,11 +38,12 @@
 //! let directory = OneAgent(agent_key.public().clone());
 //! let from: IpAddr = [192, 0, 2, 1].into();
 //! let Opened::Authenticated(packet) = server.open(packet, from, now, &directory)? else { panic!("the agent is known") };
-//! assert_eq!(packet.client().client_id(), &client_id(agent_key.public()));
+//! let client = packet.client().clone();
+//! assert_eq!(client.client_id(), &client_id(agent_key.public()));
 //! let messages = packet.messages()?.collect::<Result<Vec<_>, _>>()?;
-//! assert_eq!(messages[0].source, packet.client().client_id().as_str());
+//! assert_eq!(messages[0].source, client.client_id().as_str());
 //!
-//! let reply = server.seal(now, packet.client(), &directory, &MessageList::default())?;
+//! let reply = server.seal(now, &client, &directory, &MessageList::default())?;
 //! assert!(matches!(session.open(reply)?, Reply::Verified(_)));
 //! # Ok::<(), WireError>(())
 //! ```
@@ -60,6 +61,8 @@ mod server;
 mod session;
 mod sessions;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 pub use agent::{AgentCodec, AgentSession, Reply, VerifiedReply};
 pub use blobs::{Blobs, Compression, MessageList, Packer};

@@ -127,6 +127,11 @@ impl Outbound {
 
     /// Makes a packet.
     pub(crate) fn seal(&self, rng: &dyn Rng, now: UnixMicros, nonce: &str, blobs: &Blobs) -> Result<Bytes, WireError> {
+        self.seal_as(rng, now, nonce, blobs, API_VERSION)
+    }
+
+    /// Makes a packet that says to be of another protocol version.
+    pub(crate) fn seal_as(&self, rng: &dyn Rng, now: UnixMicros, nonce: &str, blobs: &Blobs, api_version: u32) -> Result<Bytes, WireError> {
         let packed = PackedMessageList {
             message_list: blobs.blobs.clone(),
             compression: blobs.compression.wire(),
@@ -137,25 +142,34 @@ impl Outbound {
         packed.encode_raw(&mut body);
         let iv = random_array(rng);
         self.secrets.cbc.encrypt_in_place(&iv, &mut body)?;
-        let envelope = Envelope {
-            cipher: self.cipher.clone(),
-            metadata: self.metadata.clone(),
-            body: body.into(),
-            iv,
-            tag: [0; 20],
-            api_version: API_VERSION,
-        };
-        let tag = self.secrets.mac.sign(&envelope.authenticated(&API_VERSION.to_le_bytes()));
+        let envelope =
+            Envelope { cipher: self.cipher.clone(), metadata: self.metadata.clone(), body: body.into(), iv, tag: [0; 20], api_version };
+        let tag = self.secrets.mac.sign(&envelope.authenticated(&api_version.to_le_bytes()));
         let message = ClientCommunication {
             encrypted: envelope.body,
             encrypted_cipher: envelope.cipher,
             packet_iv: Bytes::copy_from_slice(&iv),
             encrypted_cipher_metadata: envelope.metadata,
             full_hmac: Bytes::copy_from_slice(&tag),
-            api_version: API_VERSION,
+            api_version,
             ..ClientCommunication::default()
         };
         Ok(message.encode_to_vec().into())
+    }
+}
+
+#[cfg(test)]
+impl Outbound {
+    pub(crate) fn cipher(&self) -> &Bytes {
+        &self.cipher
+    }
+
+    pub(crate) fn metadata(&self) -> &Bytes {
+        &self.metadata
+    }
+
+    pub(crate) fn replace_cipher(&mut self, cipher: Bytes) {
+        self.cipher = cipher;
     }
 }
 

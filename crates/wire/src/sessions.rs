@@ -114,10 +114,10 @@ impl Sessions {
     }
 
     fn peer(&mut self, client: &AuthenticatedClient) -> &mut Peer {
-        if !self.peers.contains(client) && self.peers.len() >= self.peers.cap().get() {
-            if let Some(cipher) = self.peers.pop_lru().and_then(|(_, peer)| peer.inbound) {
-                self.inbound.remove(&cipher);
-            }
+        let full = !self.peers.contains(client) && self.peers.len() >= self.peers.cap().get();
+        let evicted = if full { self.peers.pop_lru() } else { None };
+        if let Some(cipher) = evicted.and_then(|(_, peer)| peer.inbound) {
+            self.inbound.remove(&cipher);
         }
         self.peers.get_or_insert_mut_ref(client, Peer::default)
     }
