@@ -1,0 +1,43 @@
+//! Talon's own settings: the second document of a file, which stock programs do not read.
+
+use crate::section::section;
+
+section! {
+    /// What is under `talon:` in the second document.
+    TalonSettings {
+        /// What only servers read. It never gets into an agent's file.
+        server: Option<TalonServer>,
+        /// What agents read.
+        agent: Option<TalonAgent>,
+    }
+}
+
+section! {
+    /// Settings of the server.
+    TalonServer {
+        /// The audit log.
+        audit: Option<TalonAudit>,
+        /// The socket through which `talon` administers a running server; `<Datastore.location>/admin.sock` when not set.
+        admin_socket: String,
+        /// Whether X25519 and its post-quantum hybrid are not offered, as stock listeners do not.
+        nist_curves_only: bool,
+    }
+}
+
+section! {
+    /// The audit log.
+    TalonAudit {
+        /// Its directory; `<Datastore.location>/audit` when not set. Another disk is a good place.
+        directory: String,
+        /// The log's name in its checkpoints; the server's host name when not set.
+        origin: String,
+    }
+}
+
+section! {
+    /// Settings of the agent.
+    TalonAgent {
+        /// Permissions that no query has on this host, whoever sent it.
+        denied_permissions: Vec<String>,
+    }
+}
