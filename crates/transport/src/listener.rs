@@ -133,10 +133,11 @@ async fn connection(surface: Arc<Surface>, tls: Option<TlsAcceptor>, stream: Tcp
     let busy = Busy::default();
     let stream = Guarded::new(stream, pace, busy.clone());
     let peer = Arc::new(Connection { surface: Arc::clone(&surface), address, busy });
-    let Some(tls) = tls else { return http1(&peer, stream).await };
-    match tokio::time::timeout(limits.handshake_deadline, tls.accept(stream)).await {
+    // Each stage is boxed: a waiting reader keeps the memory of its own stage only.
+    let Some(tls) = tls else { return Box::pin(http1(&peer, stream)).await };
+    match Box::pin(tokio::time::timeout(limits.handshake_deadline, tls.accept(stream))).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Box::pin(http2(&peer, stream)).await,
-        Ok(Ok(stream)) => http1(&peer, stream).await,
+        Ok(Ok(stream)) => Box::pin(http1(&peer, stream)).await,
         Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
         Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
     }

@@ -101,6 +101,7 @@ pub struct ServerTls {
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) client_roots: Option<Vec<CertificateDer<'static>>>,
     pub(crate) allow_weak: bool,
+    pub(crate) nist_curves_only: bool,
 }
 
 impl ServerTls {
@@ -112,7 +113,7 @@ impl ServerTls {
         let chain = certificates(chain, "the frontend's certificate")?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|_| TransportError::Configuration("the frontend's private key is not PEM".to_owned()))?;
-        Ok(Self { chain, key, client_roots: None, allow_weak: false })
+        Ok(Self { chain, key, client_roots: None, allow_weak: false, nist_curves_only: false })
     }
 
     /// Asks every peer for a certificate that chains to one of `roots` (PEM): `Frontend.require_client_certificates`.
@@ -128,6 +129,13 @@ impl ServerTls {
     #[must_use]
     pub fn allow_weak(mut self, allow: bool) -> Self {
         self.allow_weak = allow;
+        self
+    }
+
+    /// Offers P-256 and P-384 only, without X25519 and its post-quantum hybrid: `talon.server.nist_curves_only`.
+    #[must_use]
+    pub fn nist_curves_only(mut self, only: bool) -> Self {
+        self.nist_curves_only = only;
         self
     }
 }

@@ -33,9 +33,13 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 /// The frontend's side of TLS.
 pub(crate) fn server_config(settings: ServerTls) -> Result<ServerConfig, TransportError> {
-    let ServerTls { chain, key, client_roots, allow_weak } = settings;
+    let ServerTls { chain, key, client_roots, allow_weak, nist_curves_only } = settings;
     let refuse = |what: &str, error: &dyn std::fmt::Display| TransportError::Configuration(format!("{what}: {error}"));
-    let provider = provider();
+    let mut provider = provider();
+    if nist_curves_only {
+        let kx_groups = vec![kx_group::SECP256R1, kx_group::SECP384R1];
+        provider = Arc::new(CryptoProvider { kx_groups, ..provider.as_ref().clone() });
+    }
     let versions: &[&rustls::SupportedProtocolVersion] =
         if allow_weak { &[&rustls::version::TLS13, &rustls::version::TLS12] } else { &[&rustls::version::TLS13] };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))

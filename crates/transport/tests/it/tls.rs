@@ -213,6 +213,9 @@ async fn versions_groups_and_protocols() {
     ] {
         assert_eq!(ask(&frontend, client(TLS13, groups, &["http/1.1"], None), "/healthz").await, Ok((expected, "200".to_owned())));
     }
+    let nist = start(Fake::default(), limits(), Some(server_tls().nist_curves_only(true))).await;
+    assert_eq!(ask(&nist, client(TLS13, &[], &[], None), "/healthz").await, Ok((NamedGroup::secp256r1, "200".to_owned())));
+    assert!(ask(&nist, client(TLS13, &[NamedGroup::X25519], &[], None), "/healthz").await.is_err());
     let no_alpn = ask(&frontend, client(TLS13, &[], &[], None), "/healthz").await.unwrap();
     assert_eq!(no_alpn.1, "200");
     let error = ask(&frontend, client(TLS13, &[], &["acme-tls/1"], None), "/healthz").await.unwrap_err();
