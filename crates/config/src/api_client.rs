@@ -93,10 +93,8 @@ impl ApiConnection {
             let problem = "this must be host:port or unix://path".to_owned();
             return Err(ConfigError::Value { origin: origin.to_owned(), key: "api_connection_string", problem });
         }
-        let max_receive = match usize::try_from(config.max_grpc_recv_size) {
-            Ok(bytes @ 1..) => bytes,
-            _ => 4 * 1024 * 1024,
-        };
+        let configured = usize::try_from(config.max_grpc_recv_size).unwrap_or(usize::MAX);
+        let max_receive = if configured == 0 { 4 * 1024 * 1024 } else { configured };
         let server_name = or_default(&config.pinned_server_name, DEFAULT_SERVER_NAME).to_owned();
         Ok(Self { trust, identity, address, server_name, max_receive })
     }

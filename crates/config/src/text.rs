@@ -135,7 +135,7 @@ mod tests {
             ("Client:\n  max_poll: -1\n", "f.yaml:2:13: this must be a whole number in its range, without quotes"),
             ("lockdown: 1\n", "f.yaml:1:11: this must be true or false"),
             ("Client: text\n", "f.yaml:1:9: this must be a section with keys"),
-            ("Client:\n  labels: a\n", "f.yaml:2:12: this must be a list"),
+            ("Client:\n  labels: a\n", "f.yaml:2:11: this must be a list"),
             ("- a\n", "f.yaml:1:1: this must be a section with keys"),
             ("lockdown: true\n---\ntalon:\n  agnet: {}\n", r#"f.yaml:4:3: unknown key "agnet": did you mean "agent"?"#),
             ("lockdown: true\n...\n\nsecrets: 1\n", r#"f.yaml:4:1: unknown key "secrets": remove it"#),
