@@ -1,0 +1,596 @@
+//! The scope: a stack of frames searched newest first, and the way to everything that the query was given.
+
+use std::any::{Any, TypeId};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use talon_ids::Permissions;
+
+use crate::ast;
+use crate::budget::{Held, Meter, ThreadSlot};
+use crate::cancel::{CancelToken, StopReason};
+use crate::dict::{Dict, Key};
+use crate::environment::{ArtifactResolver, Environment};
+use crate::error::Denied;
+use crate::lambda::Lambda;
+use crate::regex::Regex;
+use crate::registry::Registry;
+use crate::select::OutputRow;
+use crate::time::Time;
+use crate::value::{Text, Value};
+
+/// Scopes nest at most this deep. Beyond, evaluation logs `Stack Overflow` and gives NULL.
+pub const MAX_SCOPES: u32 = 1000;
+
+/// How many entries each cache of a query holds before it starts over.
+const CACHE_LIMIT: usize = 1000;
+
+/// A scope. Clones are the same scope.
+#[derive(Clone)]
+pub struct Scope(pub(crate) Arc<ScopeInner>);
+
+pub(crate) struct ScopeInner {
+    runtime: Arc<Runtime>,
+    parent: Option<Scope>,
+    frame: Frame,
+    depth: u32,
+    aggregates: Arc<Aggregates>,
+    cancel: CancelToken,
+    explain: bool,
+    on_close: Mutex<Vec<OnClose>>,
+}
+
+type OnClose = Box<dyn FnOnce() + Send>;
+
+/// What a name can be bound to.
+#[derive(Clone)]
+pub(crate) enum Binding {
+    Value(Value),
+    Let(Arc<ast::Let>),
+}
+
+pub(crate) enum Frame {
+    /// Variables that statements may define.
+    Variables(RwLock<IndexMap<Key, Binding>>),
+    /// Names of a call, fixed.
+    Fixed(Dict),
+    /// A source row.
+    Row(Value),
+    /// The row being made, for `WHERE`.
+    Output(Arc<OutputRow>),
+    /// No names: only one level deeper.
+    Level,
+}
+
+/// The states of aggregate functions, by place of call.
+#[derive(Default)]
+pub(crate) struct Aggregates(Mutex<HashMap<usize, Value>>);
+
+impl Aggregates {
+    pub(crate) fn update<T>(&self, site: usize, update: impl FnOnce(&mut Value) -> T) -> T {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        update(states.entry(site).or_default())
+    }
+}
+
+/// What all scopes of one query share.
+pub(crate) struct Runtime {
+    environment: Environment,
+    started: Duration,
+    ticks: AtomicU32,
+    plugins_called: AtomicU64,
+    functions_called: AtomicU64,
+    scopes_made: AtomicU64,
+    regexes: Mutex<HashMap<Text, Option<Arc<Regex>>>>,
+    lambdas: Mutex<HashMap<Text, Option<Arc<Lambda>>>>,
+    kept: Mutex<Held>,
+    logged: Mutex<HashSet<String>>,
+    shared: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    on_close: Mutex<Vec<OnClose>>,
+}
+
+fn run_closers(closers: &Mutex<Vec<OnClose>>) {
+    const ROUNDS: usize = 10;
+    for _ in 0..ROUNDS {
+        let batch = std::mem::take(&mut *closers.lock().unwrap_or_else(PoisonError::into_inner));
+        if batch.is_empty() {
+            return;
+        }
+        for close in batch.into_iter().rev() {
+            close();
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        run_closers(&self.on_close);
+    }
+}
+
+impl Drop for ScopeInner {
+    fn drop(&mut self) {
+        run_closers(&self.on_close);
+    }
+}
+
+impl Scope {
+    pub(crate) fn open(environment: Environment) -> Self {
+        let started = environment.clock.elapsed();
+        let (variables, locals, cancel) = (environment.variables.clone(), environment.locals.clone(), environment.cancel.clone());
+        let kept = Mutex::new(Held::none(environment.meter.clone(), environment.cancel.clone()));
+        let runtime = Arc::new(Runtime {
+            environment,
+            started,
+            ticks: AtomicU32::new(0),
+            plugins_called: AtomicU64::new(0),
+            functions_called: AtomicU64::new(0),
+            scopes_made: AtomicU64::new(0),
+            regexes: Mutex::default(),
+            lambdas: Mutex::default(),
+            kept,
+            logged: Mutex::default(),
+            shared: Mutex::default(),
+            on_close: Mutex::default(),
+        });
+        Self::stack_frames(runtime, cancel, variables, locals)
+    }
+
+    /// The three frames of a fresh scope: `NULL`, the host's variables, the statements' own.
+    fn stack_frames(runtime: Arc<Runtime>, cancel: CancelToken, variables: Dict, locals: Dict) -> Self {
+        let frame = |dict: Dict| Frame::Variables(RwLock::new(dict.into_iter().map(|(key, value)| (key, Binding::Value(value))).collect()));
+        let aggregates = Arc::new(Aggregates::default());
+        let mut scope: Option<Self> = None;
+        let frames = [frame(Dict::new().with("NULL", Value::Null)), frame(variables), frame(locals)];
+        let depths: [u32; 3] = [1, 2, 3];
+        for (frame, depth) in frames.into_iter().zip(depths) {
+            scope = Some(Self(Arc::new(ScopeInner {
+                runtime: runtime.clone(),
+                parent: scope.take(),
+                frame,
+                depth,
+                aggregates: aggregates.clone(),
+                cancel: cancel.clone(),
+                explain: false,
+                on_close: Mutex::default(),
+            })));
+        }
+        match scope {
+            Some(scope) => scope,
+            None => unreachable!("three frames were made"),
+        }
+    }
+
+    fn derive(&self, frame: Frame, aggregates: Arc<Aggregates>, cancel: CancelToken, explain: bool) -> Option<Self> {
+        if self.0.depth >= MAX_SCOPES || !crate::stack::has_room() {
+            return None;
+        }
+        self.0.runtime.scopes_made.fetch_add(1, Ordering::Relaxed);
+        Some(Self(Arc::new(ScopeInner {
+            runtime: self.0.runtime.clone(),
+            parent: Some(self.clone()),
+            frame,
+            depth: self.0.depth.saturating_add(1),
+            aggregates,
+            cancel,
+            explain,
+            on_close: Mutex::default(),
+        })))
+    }
+
+    pub(crate) fn with_frame(&self, frame: Frame) -> Option<Self> {
+        self.derive(frame, self.0.aggregates.clone(), self.0.cancel.clone(), self.0.explain)
+    }
+
+    /// A scope in which `names` are bound too. `None` when scopes nest too deep; the caller then gives NULL or no rows.
+    #[must_use]
+    pub fn child(&self, names: Dict) -> Option<Self> {
+        self.with_frame(Frame::Fixed(names))
+    }
+
+    /// As [`Scope::child`], with aggregates that start afresh.
+    #[must_use]
+    pub fn child_with_new_aggregates(&self, names: Dict) -> Option<Self> {
+        self.derive(Frame::Fixed(names), Arc::default(), self.0.cancel.clone(), self.0.explain)
+    }
+
+    /// A scope in which the columns of `row` are visible.
+    #[must_use]
+    pub fn with_row(&self, row: Value) -> Option<Self> {
+        self.with_frame(Frame::Row(row))
+    }
+
+    pub(crate) fn with_row_and_aggregates(&self, row: Value, aggregates: Arc<Aggregates>) -> Option<Self> {
+        self.derive(Frame::Row(row), aggregates, self.0.cancel.clone(), self.0.explain)
+    }
+
+    pub(crate) fn with_explain(&self) -> Option<Self> {
+        self.derive(Frame::Level, self.0.aggregates.clone(), self.0.cancel.clone(), true)
+    }
+
+    /// A scope that can be stopped alone, for workers.
+    #[must_use]
+    pub fn with_cancel(&self, cancel: CancelToken) -> Option<Self> {
+        self.derive(Frame::Level, self.0.aggregates.clone(), cancel, self.0.explain)
+    }
+
+    /// A scope of the same query that sees `variables` and nothing of the callers' names: what runs an artifact.
+    /// It counts as deep as this one.
+    #[must_use]
+    pub fn isolated(&self, variables: Dict) -> Option<Self> {
+        if self.0.depth.saturating_add(3) >= MAX_SCOPES || !crate::stack::has_room() {
+            return None;
+        }
+        let base = Self::stack_frames(self.0.runtime.clone(), self.0.cancel.clone(), variables, Dict::new());
+        let (runtime, cancel) = (self.0.runtime.clone(), self.0.cancel.clone());
+        Some(Self(Arc::new(ScopeInner {
+            runtime,
+            parent: Some(base),
+            frame: Frame::Variables(RwLock::default()),
+            depth: self.0.depth.saturating_add(4),
+            aggregates: Arc::default(),
+            cancel,
+            explain: self.0.explain,
+            on_close: Mutex::default(),
+        })))
+    }
+
+    /// A fresh query with the same environment, after `change`: other guard, other variables, other budget …
+    #[must_use]
+    pub fn derived(&self, change: impl FnOnce(Environment) -> Environment) -> Self {
+        let environment = self.environment().clone().cancel(self.0.cancel.child());
+        change(environment).open()
+    }
+
+    /// What the host program handed in.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.0.runtime.environment
+    }
+
+    /// The built-ins.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.environment().registry
+    }
+
+    /// Who knows artifacts.
+    #[must_use]
+    pub fn artifacts(&self) -> Option<&Arc<dyn ArtifactResolver>> {
+        self.environment().artifacts.as_ref()
+    }
+
+    /// A value of the host program by its type.
+    #[must_use]
+    pub fn extension<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.environment().extensions.get()
+    }
+
+    /// Whether the query's guard grants `permissions`: for decisions that a signature cannot express.
+    ///
+    /// # Errors
+    /// The refusal; give it back as the error of the call.
+    pub fn check(&self, permissions: Permissions) -> Result<(), Denied> {
+        self.environment().guard.check(permissions)
+    }
+
+    /// The moment.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.environment().clock.now()
+    }
+
+    /// Time on the query's clock, never going back.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.environment().clock.elapsed()
+    }
+
+    /// Waits, or less long when the query is stopped; true in that case.
+    #[must_use]
+    pub fn sleep(&self, duration: Duration) -> bool {
+        if !self.environment().clock.waits() {
+            return self.stopped();
+        }
+        let bounded = match (self.meter().budget().time, self.elapsed().saturating_sub(self.0.runtime.started)) {
+            (Some(limit), used) => duration.min(limit.saturating_sub(used)),
+            (None, _) => duration,
+        };
+        self.0.cancel.wait(bounded) || self.past_deadline()
+    }
+
+    /// Any number.
+    #[must_use]
+    pub fn random(&self) -> u64 {
+        self.environment().random.next()
+    }
+
+    /// The token that stops this part of the query.
+    #[must_use]
+    pub fn cancel_token(&self) -> &CancelToken {
+        &self.0.cancel
+    }
+
+    /// Whether the query must stop. Every loop asks; it is cheap.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        const CLOCK_EVERY: u32 = 64;
+        if self.0.cancel.is_cancelled() {
+            return true;
+        }
+        let ticks = self.0.runtime.ticks.fetch_add(1, Ordering::Relaxed);
+        ticks.is_multiple_of(CLOCK_EVERY) && self.past_deadline()
+    }
+
+    fn past_deadline(&self) -> bool {
+        let Some(limit) = self.meter().budget().time else { return false };
+        let used = self.elapsed().saturating_sub(self.0.runtime.started);
+        if used >= limit {
+            self.environment().cancel.stop(StopReason::TimedOut(limit));
+            return true;
+        }
+        false
+    }
+
+    /// Writes a line to the log of the query: text with an optional level before the first colon.
+    pub fn log(&self, line: impl AsRef<str>) {
+        self.environment().log.log(line.as_ref());
+    }
+
+    /// Writes a line, unless this query has written the very same line before through here. Bounds floods of diagnostics.
+    pub fn log_once(&self, line: impl Into<String>) {
+        let line = line.into();
+        let mut logged = self.0.runtime.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.contains(&line) {
+            return;
+        }
+        if logged.len() >= CACHE_LIMIT {
+            logged.clear();
+        }
+        logged.insert(line.clone());
+        drop(logged);
+        self.log(line);
+    }
+
+    /// Runs `close` when this scope ends: after the row, the call or the sub-query. Later ones run first.
+    pub fn on_close(&self, close: impl FnOnce() + Send + 'static) {
+        self.0.on_close.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(close));
+    }
+
+    /// Runs `close` when the whole query ends. Later ones run first.
+    pub fn on_query_close(&self, close: impl FnOnce() + Send + 'static) {
+        self.0.runtime.on_close.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(close));
+    }
+
+    /// A value of type `T` that the whole query shares, made at the first use: for caches of built-ins.
+    #[must_use]
+    pub fn shared<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut shared = self.0.runtime.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = shared.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
+        value.downcast().unwrap_or_default()
+    }
+
+    /// The compiled pattern, matching without regard to case. A bad one is logged once and gives `None`.
+    #[must_use]
+    pub fn regex(&self, pattern: &Text) -> Option<Arc<Regex>> {
+        let mut regexes = self.0.runtime.regexes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = regexes.get(pattern) {
+            return known.clone();
+        }
+        if regexes.len() >= CACHE_LIMIT {
+            regexes.clear();
+        }
+        let compiled = match Regex::ignoring_case(pattern) {
+            Ok(regex) => Some(Arc::new(regex)),
+            Err(error) => {
+                self.log(format!("Compile regexp: {error}"));
+                None
+            }
+        };
+        regexes.insert(pattern.clone(), compiled.clone());
+        compiled
+    }
+
+    /// The compiled lambda. A bad one is logged once and gives `None`.
+    #[must_use]
+    pub fn lambda(&self, text: &Text) -> Option<Arc<Lambda>> {
+        let mut lambdas = self.0.runtime.lambdas.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lambdas.get(text) {
+            return known.clone();
+        }
+        if lambdas.len() >= CACHE_LIMIT {
+            lambdas.clear();
+        }
+        let compiled = match crate::parse_lambda(&text.to_str()) {
+            Ok(lambda) => Some(Arc::new(Lambda::new(lambda))),
+            Err(error) => {
+                self.log(format!("ERROR:Lambda {}: {error}", text.to_str()));
+                None
+            }
+        };
+        lambdas.insert(text.clone(), compiled.clone());
+        compiled
+    }
+
+    /// What `name` is bound to, newest frame first.
+    pub(crate) fn lookup(&self, name: &str) -> Option<Binding> {
+        let mut scope = self;
+        loop {
+            let found = match &scope.0.frame {
+                Frame::Variables(variables) => variables.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned(),
+                Frame::Fixed(names) => names.get(name).cloned().map(Binding::Value),
+                Frame::Row(row) => crate::member::column(row, name).map(Binding::Value),
+                Frame::Output(row) => row.column(name).map(Binding::Value),
+                Frame::Level => None,
+            };
+            if found.is_some() {
+                return found;
+            }
+            scope = scope.0.parent.as_ref()?;
+        }
+    }
+
+    /// The value of a variable, evaluated if it is a stored expression. `None` when there is no such name; nothing is logged.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<Value> {
+        self.lookup(name).map(|binding| crate::eval::resolve(binding, self).reduced())
+    }
+
+    /// Binds `name` in the newest frame that statements write to.
+    pub fn define(&self, name: impl Into<Key>, value: impl Into<Value>) {
+        self.bind(name.into(), Binding::Value(value.into()));
+    }
+
+    pub(crate) fn bind(&self, name: Key, binding: Binding) {
+        let mut scope = self;
+        loop {
+            if let Frame::Variables(variables) = &scope.0.frame {
+                let mut variables = variables.write().unwrap_or_else(PoisonError::into_inner);
+                variables.shift_remove(&name);
+                variables.insert(name, binding);
+                return;
+            }
+            match &scope.0.parent {
+                Some(parent) => scope = parent,
+                None => return,
+            }
+        }
+    }
+
+    /// Changes the dict that the variable `name` holds, in place, and gives the result. `None` when it holds no dict.
+    pub(crate) fn change_dict(&self, name: &str, change: impl FnOnce(&mut Dict)) -> Option<Arc<Dict>> {
+        let mut scope = self;
+        loop {
+            if let Frame::Variables(variables) = &scope.0.frame {
+                let mut variables = variables.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(slot) = variables.get_mut(name) {
+                    let Binding::Value(Value::Dict(dict)) = slot else { return None };
+                    change(Arc::make_mut(dict));
+                    return Some(dict.clone());
+                }
+            } else if scope.frame_has(name) {
+                return None;
+            }
+            scope = scope.0.parent.as_ref()?;
+        }
+    }
+
+    fn frame_has(&self, name: &str) -> bool {
+        match &self.0.frame {
+            Frame::Variables(variables) => variables.read().unwrap_or_else(PoisonError::into_inner).contains_key(name),
+            Frame::Fixed(names) => names.contains_key(name),
+            Frame::Row(row) => crate::member::column(row, name).is_some(),
+            Frame::Output(row) => row.has_column(name),
+            Frame::Level => false,
+        }
+    }
+
+    /// `[a, b], [c]`: the names of each frame, oldest first.
+    pub(crate) fn describe(&self) -> String {
+        let mut groups = Vec::new();
+        let mut scope = Some(self);
+        while let Some(current) = scope {
+            scope = current.0.parent.as_ref();
+            let names: Vec<String> = match &current.0.frame {
+                Frame::Variables(variables) => {
+                    variables.read().unwrap_or_else(PoisonError::into_inner).keys().map(|key| key.as_str().to_owned()).collect()
+                }
+                Frame::Fixed(names) => names.keys().map(|key| key.as_str().to_owned()).collect(),
+                Frame::Row(row) => crate::member::columns(row).iter().map(|key| key.as_str().to_owned()).collect(),
+                Frame::Output(row) => row.column_names().iter().map(|key| key.as_str().to_owned()).collect(),
+                Frame::Level => continue,
+            };
+            groups.push(format!("[{}]", names.join(", ")));
+        }
+        groups.reverse();
+        groups.join(", ")
+    }
+
+    pub(crate) fn aggregates(&self) -> &Arc<Aggregates> {
+        &self.0.aggregates
+    }
+
+    pub(crate) fn explains(&self) -> bool {
+        self.0.explain
+    }
+
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.environment().meter
+    }
+
+    /// Whether a value of `bytes` bytes may be made at all: within what is left of the budget.
+    #[must_use]
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.meter().has_room(bytes)
+    }
+
+    pub(crate) fn hold(&self) -> Held {
+        Held::none(self.meter().clone(), self.environment().cancel.clone())
+    }
+
+    /// Holds `bytes` until the query ends. False, and the query stops, when that is too much.
+    pub(crate) fn keep(&self, bytes: u64) -> bool {
+        self.0.runtime.kept.lock().unwrap_or_else(PoisonError::into_inner).add(bytes)
+    }
+
+    /// One level deeper, with a frame for the names that statements define.
+    pub(crate) fn with_variables(&self) -> Option<Self> {
+        self.with_frame(Frame::Variables(RwLock::default()))
+    }
+
+    /// One level deeper, without names.
+    pub(crate) fn deeper(&self) -> Option<Self> {
+        self.with_frame(Frame::Level)
+    }
+
+    /// One level deeper, with aggregates that start afresh.
+    pub(crate) fn deeper_with_new_aggregates(&self) -> Option<Self> {
+        self.derive(Frame::Level, Arc::default(), self.0.cancel.clone(), self.0.explain)
+    }
+
+    pub(crate) fn take_thread(&self) -> Option<ThreadSlot> {
+        ThreadSlot::take(self.meter())
+    }
+
+    /// Counts one row read from a source.
+    pub fn count_row(&self) {
+        self.meter().count_row(&self.environment().cancel);
+    }
+
+    pub(crate) fn count_plugin(&self) {
+        self.0.runtime.plugins_called.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_function(&self) {
+        self.0.runtime.functions_called.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Writes the line with the counts of the query: `DEBUG:Query Stats: {…}`.
+    pub fn log_stats(&self) {
+        let runtime = &self.0.runtime;
+        self.log(format!(
+            "DEBUG:Query Stats: {{\"RowsScanned\":{},\"PluginsCalled\":{},\"FunctionsCalled\":{},\"ProtocolSearch\":0,\"ScopeCopy\":{}}}",
+            self.meter().rows(),
+            runtime.plugins_called.load(Ordering::Relaxed),
+            runtime.functions_called.load(Ordering::Relaxed),
+            runtime.scopes_made.load(Ordering::Relaxed),
+        ));
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakScope {
+        WeakScope(Arc::downgrade(&self.0))
+    }
+}
+
+/// A scope that does not keep the scope alive: what values may hold without making a ring.
+#[derive(Clone)]
+pub(crate) struct WeakScope(Weak<ScopeInner>);
+
+impl WeakScope {
+    pub(crate) fn upgrade(&self) -> Option<Scope> {
+        self.0.upgrade().map(Scope)
+    }
+}
