@@ -1,5 +1,7 @@
 //! Generated configurations: their shape, the agent's file that is derived, and that what is written is what is read.
 
+#![allow(clippy::unwrap_used, reason = "a failure ends the run")]
+
 use std::sync::LazyLock;
 use std::time::Duration;
 

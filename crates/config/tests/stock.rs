@@ -1,5 +1,7 @@
 //! Files of stock programs: read, checked, and written back in the same form.
 
+#![allow(clippy::unwrap_used, reason = "a failure ends the run")]
+
 use std::path::{Path, PathBuf};
 
 use talon_config::{ClientConfig, Configuration, ServerConfig};

@@ -1,5 +1,7 @@
 //! Requests of agents by their violations: a bad signature, a short key, another name, another algorithm.
 
+#![allow(clippy::unwrap_used, reason = "a failure ends the run")]
+
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use talon_crypto::{RsaPrivateKey, RsaPublicKey};
 use talon_pki::{PkiError, client_id, create_csr, verify_csr};

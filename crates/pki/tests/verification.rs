@@ -1,5 +1,7 @@
 //! Verification by its violations: the wrong authority, name, purpose, time, key.
 
+#![allow(clippy::unwrap_used, reason = "a failure ends the run")]
+
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
