@@ -1,5 +1,7 @@
 //! What a durable transaction costs, beside what the disk itself can do.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failure ends the run")]
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::hint::black_box;

@@ -1,6 +1,7 @@
 //! A disk that really refuses to write, for sled and segments alike: the size of files is limited, and then no longer.
 
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure ends the run")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
