@@ -73,7 +73,8 @@ pub struct AccessRow {
     pub scope: OrgScope,
     /// What is recorded.
     pub audit: AuditClass,
-    /// What a refused caller is told, for example `User is not allowed to view clients.`; empty for the text of the denial itself.
+    /// What a refused caller is told, for example `User is not allowed to view clients.`; `{user}` stands for the caller. Empty for the
+    /// text of the denial itself.
     pub refusal: &'static str,
 }
 
@@ -89,7 +90,11 @@ impl AccessRow {
     /// What a refused caller is told.
     #[must_use]
     pub fn refusal(&self, denial: &Denial) -> String {
-        if self.refusal.is_empty() { denial.to_string() } else { denial.for_api(self.refusal) }
+        if self.refusal.is_empty() {
+            denial.to_string()
+        } else {
+            denial.for_api(&self.refusal.replace("{user}", denial.principal.as_str()))
+        }
     }
 }
 
@@ -112,10 +117,7 @@ pub enum CollectDenial {
         denial: Denial,
     },
     /// The artifact itself asks for a permission that the principal does not hold.
-    #[error(
-        "PermissionDenied: User {} is not allowed to launch flows {permission}. While collecting artifact ({artifact}) permission denied {permission}",
-        .denial.principal
-    )]
+    #[error("PermissionDenied: While collecting artifact ({artifact}) permission denied {permission}")]
     Artifact {
         /// The artifact.
         artifact: String,
