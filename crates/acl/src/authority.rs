@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use talon_ids::{OrgId, Permission, Permissions, UserName};
 
-use crate::{Denial, Effect, EffectivePolicy, Permit, Policy, Publish, Reason};
+use crate::{CollectClient, CollectDenial, Denial, Effect, EffectivePolicy, Permit, Policy, Publish, Reason};
 
 /// What is asked of a [`Restriction`].
 #[derive(Debug, Clone, Copy)]
@@ -189,6 +189,26 @@ impl Authority {
             return Ok(Permit::granted_to(self.principal.clone(), self.org.clone()));
         }
         self.permit::<Publish>()
+    }
+
+    /// The proof that a collection from endpoints is allowed. Each artifact comes with its name, whether it is marked as basic, and the permissions
+    /// that it asks for itself; see [`crate::check_collection`].
+    ///
+    /// # Errors
+    /// The denial of the first artifact that may not be collected.
+    pub fn permit_collection<'a>(
+        &self,
+        artifacts: impl IntoIterator<Item = (&'a str, bool, Permissions)>,
+    ) -> Result<Permit<CollectClient>, CollectDenial> {
+        let mut checked = false;
+        for (artifact, basic, required) in artifacts {
+            crate::check_collection(self, false, artifact, basic, required)?;
+            checked = true;
+        }
+        if !checked {
+            crate::check_collection(self, false, "", false, Permissions::NONE)?;
+        }
+        Ok(Permit::granted_to(self.principal.clone(), self.org.clone()))
     }
 
     /// What `policy` would give in this organisation that the principal does not hold: a grant of it raises somebody above the granter.
