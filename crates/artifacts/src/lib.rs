@@ -1,1 +1,35 @@
-//! artifacts
+//! Artifacts: named, parameterised queries. Reads and checks definitions, keeps them in layers, and compiles requests into the
+//! queries that an agent or the server runs. Floor 2; no I/O, no clock.
+//!
+//! ```
+//! use talon_artifacts::{Compiler, Repository};
+//! use talon_proto::ArtifactCollectorArgs;
+//!
+//! let repository = Repository::with_built_ins();
+//! let request = ArtifactCollectorArgs { artifacts: vec!["Linux.Sys.Pslist".into()], ..Default::default() };
+//! let compiled = Compiler::new(&repository).compile(&request)?;
+//! assert_eq!(compiled.len(), 1);
+//! # Ok::<(), talon_artifacts::ArtifactError>(())
+//! ```
+
+mod access;
+mod builtin;
+mod compile;
+mod definition;
+mod error;
+mod lint;
+mod parameter;
+mod references;
+mod repository;
+mod yaml;
+
+pub use access::check_access;
+pub use builtin::{is_queue, queues};
+pub use compile::{Batching, CollectionLimits, Compiler, ToolEnvironment};
+pub use definition::{ArtifactType, Definition, Source};
+pub use error::ArtifactError;
+pub use lint::{Finding, Rule, lint, lint_text};
+pub use parameter::{Parameter, ParameterType};
+pub use references::{Reference, references};
+pub use repository::{Entry, Layer, Repository};
+pub use yaml::MAX_TEXT;
