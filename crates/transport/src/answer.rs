@@ -1,7 +1,9 @@
 //! The answers of a frontend, byte for byte as agents know them: statuses, texts and headers.
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    CONNECTION, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, SEC_WEBSOCKET_ACCEPT, UPGRADE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 
 use crate::body::Answer;
@@ -13,13 +15,28 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 const CONFLICT: &str = "Another Client connection exists. Only a single instance of the client is allowed to connect at the same time.";
 
 /// The one place where refusals become statuses and texts.
-pub(crate) fn rejected(rejection: Rejection) -> Response<Answer> {
+pub(crate) fn face(rejection: Rejection) -> (u16, &'static str) {
     match rejection {
-        Rejection::Unreadable => error(StatusCode::FORBIDDEN, ""),
-        Rejection::PleaseEnrol => error(StatusCode::NOT_ACCEPTABLE, "Please Enrol"),
-        Rejection::Conflict => error(StatusCode::CONFLICT, CONFLICT),
-        Rejection::EnrolmentFailed | Rejection::Overloaded => error(StatusCode::SERVICE_UNAVAILABLE, ""),
+        Rejection::Unreadable => (403, ""),
+        Rejection::PleaseEnrol => (406, "Please Enrol"),
+        Rejection::Conflict => (409, CONFLICT),
+        Rejection::EnrolmentFailed | Rejection::Overloaded => (503, ""),
     }
+}
+
+/// A refused packet.
+pub(crate) fn rejected(rejection: Rejection) -> Response<Answer> {
+    let (status, text) = face(rejection);
+    error(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), text)
+}
+
+/// The answer that turns a connection into a WebSocket.
+pub(crate) fn switching(accepted: HeaderValue) -> Response<Answer> {
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accepted);
+    response
 }
 
 /// An error answer: the text, a newline, and the headers that keep a browser from guessing.

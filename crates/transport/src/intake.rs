@@ -43,6 +43,13 @@ impl BodyBudget {
         Self { bytes: Arc::new(Semaphore::new(limits.body_budget.min(Semaphore::MAX_PERMITS))) }
     }
 
+    /// A share for what has arrived already.
+    pub(crate) fn hold(&self, length: usize) -> Result<Share, Refused> {
+        let mut share = Share(None);
+        share.grow(&self.bytes, length)?;
+        Ok(share)
+    }
+
     /// Reads a body of at most `limit` bytes.
     pub(crate) async fn take(&self, mut body: Incoming, limit: usize, limits: &FrontendLimits) -> Result<Taken, Refused> {
         let mut pace = Pace::start(limits);

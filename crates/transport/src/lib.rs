@@ -1,4 +1,4 @@
-//! How agents and frontends reach each other: TLS, HTTP/1.1 and HTTP/2, proxies, limits and deadlines. It carries sealed packets and never opens one.
+//! How agents and frontends reach each other: TLS, HTTP/1.1, HTTP/2 and WebSocket, proxies, limits and deadlines. It carries sealed packets and never opens one.
 //!
 //! A frontend implements [`AgentEndpoint`] and hands it to a [`FrontendListener`]; an agent posts through a [`ServerLink`], of which [`HttpLink`] is the
 //! one for `http://` and `https://` URLs. Status lines, headers, pads, body limits and deadlines are decided here and nowhere else.
@@ -29,6 +29,7 @@ mod surface;
 mod tls;
 mod url;
 mod verify;
+mod websocket;
 
 pub use endpoint::{
     AgentEndpoint, AgentRequest, BoxFuture, ControlOutcome, LongPoll, PAD, Peer, Processed, PublicFile, PublicPath, ReaderOutcome,

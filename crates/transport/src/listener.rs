@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -101,10 +101,9 @@ impl FrontendListener {
                 tracing::warn!(%address, "connection closed: too many are open");
                 continue;
             };
-            let connection = connection(Arc::clone(&surface), self.tls.clone(), stream, address);
+            let connection = connection(Arc::clone(&surface), self.tls.clone(), stream, address, Arc::new(place));
             let cut = cut.clone();
             connections.spawn(async move {
-                let _place = place;
                 tokio::select! {
                     biased;
                     () = cut.cancelled() => {}
@@ -126,13 +125,19 @@ impl FrontendListener {
     }
 }
 
-async fn connection(surface: Arc<Surface>, tls: Option<TlsAcceptor>, stream: TcpStream, address: SocketAddr) {
+async fn connection(
+    surface: Arc<Surface>,
+    tls: Option<TlsAcceptor>,
+    stream: TcpStream,
+    address: SocketAddr,
+    place: Arc<OwnedSemaphorePermit>,
+) {
     let limits = &surface.limits;
     let pace = Pace { idle: limits.idle_deadline, stall: limits.stall_deadline, min_rate: limits.min_rate };
     let _ = stream.set_nodelay(true);
     let busy = Busy::default();
     let stream = Guarded::new(stream, pace, busy.clone());
-    let peer = Arc::new(Connection { surface: Arc::clone(&surface), address, busy });
+    let peer = Arc::new(Connection { surface: Arc::clone(&surface), address, busy, place });
     // Each stage is boxed: a waiting reader keeps the memory of its own stage only.
     let Some(tls) = tls else { return Box::pin(http1(&peer, stream)).await };
     match Box::pin(tokio::time::timeout(limits.handshake_deadline, tls.accept(stream))).await {
@@ -148,12 +153,14 @@ struct Connection {
     surface: Arc<Surface>,
     address: SocketAddr,
     busy: Busy,
+    /// Its place among the open connections, which a socket takes over.
+    place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Connection {
     async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let _busy = self.busy.request();
-        Ok(self.surface.handle(self.address, request).await)
+        Ok(self.surface.handle(self.address, &self.place, request).await)
     }
 
     fn ended(&self, outcome: Result<(), hyper::Error>) {
@@ -171,7 +178,8 @@ async fn http1<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(peer: &Connec
         .header_read_timeout(surface.limits.idle_deadline)
         .max_buf_size(BUFFER)
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut served = std::pin::pin!(served);
     let outcome = tokio::select! {
         outcome = served.as_mut() => outcome,

@@ -67,6 +67,8 @@ pub struct FrontendLimits {
     pub reader_pad: Duration,
     /// Upper bound of the random part of a poll.
     pub poll_jitter: Duration,
+    /// `Client.ws_ping_wait_sec`: time between two pings on a WebSocket. A peer that is not heard of for a tenth more is gone.
+    pub ping_interval: Duration,
 }
 
 impl Default for FrontendLimits {
@@ -91,6 +93,7 @@ impl Default for FrontendLimits {
             control_pad: Duration::from_secs(3),
             reader_pad: Duration::from_secs(10),
             poll_jitter: Duration::from_secs(29),
+            ping_interval: Duration::from_secs(60),
         }
     }
 }

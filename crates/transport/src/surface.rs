@@ -9,14 +9,16 @@ use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE, USE
 use hyper::{Request, Response, StatusCode};
 use talon_crypto::{Rng, SystemRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Answer, Departure, Processing, Waiting};
-use crate::intake::{BodyBudget, Refused, Taken};
+use crate::intake::{BodyBudget, Refused, Share, Taken};
 use crate::routes::{self, Action, Route, Target};
 use crate::{
-    AgentEndpoint, AgentRequest, ControlOutcome, FrontendLimits, Peer, Processed, PublicPath, ReaderOutcome, Rejection, Unhealthy, answer,
+    AgentEndpoint, AgentRequest, BoxFuture, ControlOutcome, FrontendLimits, Peer, Processed, PublicPath, ReaderOutcome, Rejection,
+    Unhealthy, answer, websocket,
 };
 
 /// Longest text that is taken over from a request's headers.
@@ -26,14 +28,14 @@ pub(crate) const MAX_POLL: Duration = Duration::from_secs(3600);
 
 /// The state that all connections of a listener share.
 pub(crate) struct Surface {
-    endpoint: Arc<dyn AgentEndpoint>,
+    pub(crate) endpoint: Arc<dyn AgentEndpoint>,
     base: String,
     proxy_header: Option<HeaderName>,
     pub(crate) limits: FrontendLimits,
     budget: BodyBudget,
     ordinary: Arc<Semaphore>,
     urgent: Arc<Semaphore>,
-    readers: Semaphore,
+    readers: Arc<Semaphore>,
     pub(crate) drain: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
@@ -54,22 +56,30 @@ impl Surface {
             budget: BodyBudget::new(&limits),
             ordinary: slots(),
             urgent: slots(),
-            readers: Semaphore::new(limits.reader_concurrency.clamp(1, Semaphore::MAX_PERMITS)),
+            readers: Arc::new(Semaphore::new(limits.reader_concurrency.clamp(1, Semaphore::MAX_PERMITS))),
             limits,
             drain,
             tasks: TaskTracker::new(),
         }
     }
 
-    /// Answers one request.
-    pub(crate) async fn handle(&self, socket: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
+    /// Answers one request. `place` is what the connection holds, for a socket that outlives it.
+    pub(crate) async fn handle(
+        self: &Arc<Self>,
+        socket: SocketAddr,
+        place: &Arc<OwnedSemaphorePermit>,
+        mut request: Request<Incoming>,
+    ) -> Response<Answer> {
         match routes::find(&self.base, request.uri().path()) {
             Target::Nowhere => answer::error(StatusCode::NOT_FOUND, "404 page not found"),
             Target::Redirect(path) => {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 answer::redirect(&format!("{path}{query}"))
             }
-            Target::Row(route, _) if route.upgrade && request.headers().contains_key(UPGRADE) => upgrade(request.headers()),
+            Target::Row(route, _) if route.upgrade && request.headers().contains_key(UPGRADE) => {
+                let peer = self.peer(socket, request.headers());
+                websocket::upgrade(self, route.action, peer, Arc::clone(place), &mut request)
+            }
             Target::Row(route, rest) => self.row(route, &rest, socket, request).await,
         }
     }
@@ -104,41 +114,32 @@ impl Surface {
     }
 
     async fn control(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
-        let limit = self.limits.max_upload_size.saturating_mul(2).saturating_sub(1);
-        let taken = match self.budget.take(body, limit, &self.limits).await {
+        let taken = match self.budget.take(body, self.longest(Action::Control), &self.limits).await {
             Ok(taken) => taken,
             Err(Refused::TooLong) => return answer::empty(StatusCode::OK),
             Err(refused) => return refusal(&refused),
         };
-        let slots = if urgent { &self.urgent } else { &self.ordinary };
-        let Ok(Ok(slot)) = tokio::time::timeout(self.limits.concurrency_timeout, Arc::clone(slots).acquire_owned()).await else {
+        let Some(slot) = self.slot(Action::Control, urgent).await else {
             return answer::error(StatusCode::REQUEST_TIMEOUT, "Timeout");
         };
         let Taken { bytes, share } = taken;
         match Arc::clone(&self.endpoint).control(AgentRequest { peer, urgent, body: bytes }).await {
             ControlOutcome::Reject(rejection) => answer::rejected(rejection),
             ControlOutcome::Dropped => answer::empty(StatusCode::OK),
-            ControlOutcome::Accepted(processing) => self.process(processing, (slot, share)),
+            ControlOutcome::Accepted(processing) => {
+                let task = self.process(processing, Held { _slot: slot, _share: share });
+                answer::padded(Processing::answer(task, &self.limits))
+            }
         }
     }
 
-    /// Runs what was accepted on a task of its own: the agent may go away, its messages are processed all the same.
-    fn process<H: Send + 'static>(&self, processing: crate::BoxFuture<Processed>, held: (OwnedSemaphorePermit, H)) -> Response<Answer> {
-        let deadline = self.limits.processing_deadline;
-        let task = self.tasks.spawn(async move {
-            let _held = held;
-            tokio::time::timeout(deadline, processing).await.unwrap_or(Processed::Failed)
-        });
-        answer::padded(Processing::answer(task, &self.limits))
-    }
-
     async fn reader(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
-        let taken = match self.budget.take(body, self.limits.max_reader_body, &self.limits).await {
+        let taken = match self.budget.take(body, self.longest(Action::Reader), &self.limits).await {
             Ok(taken) => taken,
             Err(Refused::TooLong) => return answer::rejected(Rejection::Overloaded),
             Err(refused) => return refusal(&refused),
         };
-        let Ok(Ok(slot)) = tokio::time::timeout(self.limits.concurrency_timeout, self.readers.acquire()).await else {
+        let Some(slot) = self.slot(Action::Reader, urgent).await else {
             return answer::error(StatusCode::REQUEST_TIMEOUT, "Timeout");
         };
         let Taken { bytes, share } = taken;
@@ -154,6 +155,42 @@ impl Surface {
         }
     }
 
+    /// Lets in a packet that has arrived whole, as a message of a socket.
+    pub(crate) async fn admit(&self, action: Action, length: usize) -> Result<Held, Shut> {
+        self.endpoint.health().map_err(|Unhealthy(_)| Shut::Overloaded)?;
+        if length > self.longest(action) {
+            return Err(Shut::TooLong);
+        }
+        let share = self.budget.hold(length).map_err(|_| Shut::Overloaded)?;
+        let slot = self.slot(action, false).await.ok_or(Shut::Late)?;
+        Ok(Held { _slot: slot, _share: share })
+    }
+
+    /// Runs what was accepted on a task of its own: the agent may go away, its messages are processed all the same.
+    pub(crate) fn process(&self, processing: BoxFuture<Processed>, held: Held) -> JoinHandle<Processed> {
+        let deadline = self.limits.processing_deadline;
+        self.tasks.spawn(async move {
+            let _held = held;
+            tokio::time::timeout(deadline, processing).await.unwrap_or(Processed::Failed)
+        })
+    }
+
+    fn longest(&self, action: Action) -> usize {
+        match action {
+            Action::Control => self.limits.max_upload_size.saturating_mul(2).saturating_sub(1),
+            _ => self.limits.max_reader_body,
+        }
+    }
+
+    async fn slot(&self, action: Action, urgent: bool) -> Option<OwnedSemaphorePermit> {
+        let slots = match (action, urgent) {
+            (Action::Reader, _) => &self.readers,
+            (_, true) => &self.urgent,
+            (_, false) => &self.ordinary,
+        };
+        tokio::time::timeout(self.limits.concurrency_timeout, Arc::clone(slots).acquire_owned()).await.ok()?.ok()
+    }
+
     fn peer(&self, socket: SocketAddr, headers: &HeaderMap) -> Peer {
         let forwarded = self.proxy_header.as_ref().and_then(|name| headers.get(name)).map(plain).filter(|value| !value.is_empty());
         Peer {
@@ -164,13 +201,20 @@ impl Surface {
     }
 }
 
-/// The answer to an upgrade. Something other than a WebSocket is a bad request, as on stock servers; a WebSocket is declined, and agents go on to the
-/// next of their URLs.
-fn upgrade(headers: &HeaderMap) -> Response<Answer> {
-    if headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
-        return answer::error(StatusCode::NOT_IMPLEMENTED, "This frontend speaks HTTP only: use an https:// or http:// URL");
-    }
-    answer::error(StatusCode::BAD_REQUEST, "Bad Request")
+/// What a packet holds until it is done with: its slot, and its share of the memory for bodies.
+pub(crate) struct Held {
+    _slot: OwnedSemaphorePermit,
+    _share: Share,
+}
+
+/// Why a packet was not let in.
+pub(crate) enum Shut {
+    /// Longer than its route allows.
+    TooLong,
+    /// No slot in time.
+    Late,
+    /// No memory, or an unhealthy server.
+    Overloaded,
 }
 
 fn refusal(refused: &Refused) -> Response<Answer> {

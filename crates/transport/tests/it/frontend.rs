@@ -109,12 +109,13 @@ async fn open_routes() {
 }
 
 #[tokio::test]
-async fn upgrades_are_declined() {
+async fn an_upgrade_to_something_else_is_a_bad_request() {
     let frontend = start(Fake::default(), limits(), None).await;
-    let upgrade = |value: &str| request("POST", "/control", &format!("Upgrade: {value}\r\n"), "");
-    assert_eq!(frontend.raw(&upgrade("foo")).await, refused("400 Bad Request", "Bad Request"));
-    let declined = refused("501 Not Implemented", "This frontend speaks HTTP only: use an https:// or http:// URL");
-    assert_eq!(frontend.raw(&upgrade("websocket")).await, declined);
+    for headers in
+        ["Upgrade: foo\r\n", "Upgrade: websocket\r\n", "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n"]
+    {
+        assert_eq!(frontend.raw(&request("POST", "/control", headers, "")).await, refused("400 Bad Request", "Bad Request"));
+    }
     assert_eq!(frontend.endpoint.calls(), 0);
 }
 

@@ -7,3 +7,4 @@ mod frontend;
 mod limits;
 mod link;
 mod tls;
+mod websocket;
