@@ -1,1 +1,63 @@
-//! endpoint-vql
+//! Queries on a host: plugins, functions and accessors for files, processes and the state of the machine, for agents and servers alike.
+//!
+//! What touches the outside world is in [`host`], and takes a permit; built-ins get theirs from the [`talon_acl::Authority`] that the host program
+//! puts into the environment (see [`with_authority`]). Without an authority nothing is permitted.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use talon_acl::{Authority, EndpointPolicy};
+//! use talon_vql::Environment;
+//!
+//! let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse()?, EndpointPolicy::default()));
+//! let registry = Arc::new(talon_endpoint_vql::registry());
+//! let environment = talon_endpoint_vql::with_authority(Environment::new(registry), authority);
+//! # let _ = environment;
+//! # Ok::<(), talon_ids::InvalidId>(())
+//! ```
+
+pub mod accessor;
+mod authority;
+mod clock;
+mod digest;
+mod execve;
+mod files;
+mod glob;
+pub mod host;
+mod network;
+mod process;
+mod records;
+mod system;
+mod tables;
+mod temporary;
+mod upload;
+
+pub use authority::{AuthorityGuard, permit, with_authority};
+pub use clock::SystemClock;
+pub use system::AgentFacts;
+pub use upload::{FileTimes, UploadRequest, UploadSource, Uploaded, Uploader, Uploads};
+
+use talon_vql::Registry;
+
+/// The built-ins of the language and of this crate.
+#[must_use]
+pub fn registry() -> Registry {
+    let mut registry = Registry::core();
+    register(&mut registry);
+    registry
+}
+
+/// Adds the built-ins of this crate.
+pub fn register(registry: &mut Registry) {
+    files::register(registry);
+    glob::register(registry);
+    records::register(registry);
+    tables::register(registry);
+    digest::register(registry);
+    process::register(registry);
+    system::register(registry);
+    network::register(registry);
+    execve::register(registry);
+    clock::register(registry);
+    temporary::register(registry);
+    upload::register(registry);
+}
