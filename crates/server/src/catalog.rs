@@ -1,0 +1,181 @@
+//! The artifacts of an organisation: built-in ones, its own, and those of the root organisation; who may collect and change them.
+
+use std::sync::Arc;
+
+use talon_acl::{Authority, CollectClient, Permit};
+use talon_artifacts::{Batching, Compiler, Definition, Layer, Repository};
+use talon_audit::{Details, Receipt};
+use talon_ids::{ArtifactName, OrgId, Permission, Permissions};
+use talon_proto::{ArtifactCollectorArgs, VqlCollectorArgs};
+use talon_store::{Engine, Scan, Space};
+
+use crate::ServerError;
+use crate::org::Org;
+use crate::session::Session;
+use crate::settings::Settings;
+use crate::transaction::Pending;
+
+pub(crate) use talon_artifacts::ArtifactType;
+
+/// The artifacts that an organisation knows.
+pub(crate) struct Catalog {
+    repository: Arc<Repository>,
+}
+
+impl Catalog {
+    /// Loads an organisation's own artifacts on top of those of `parent`, or of the built-in ones.
+    pub(crate) fn load(engine: &dyn Engine, org: &OrgId, parent: Option<&Self>) -> Result<Self, ServerError> {
+        let repository = parent.map_or_else(Repository::with_built_ins, |parent| Repository::inheriting(parent.repository.clone()));
+        for (name, yaml) in engine.reader().scan(org, Space::Artifacts, &Scan::default())? {
+            let loaded =
+                Definition::from_yaml(&String::from_utf8_lossy(&yaml)).and_then(|definition| repository.set(definition, Layer::Custom));
+            if let Err(error) = loaded {
+                // It was sound when it was written; a newer server must not refuse to start because of it.
+                tracing::error!(%org, artifact = %String::from_utf8_lossy(&name), %error, "a stored artifact does not load");
+            }
+        }
+        Ok(Self { repository: Arc::new(repository) })
+    }
+
+    pub(crate) fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// The type of an artifact, `None` for one that is not known.
+    pub(crate) fn kind(&self, name: &ArtifactName) -> Option<ArtifactType> {
+        self.repository.get(name.as_str()).map(|definition| definition.kind())
+    }
+
+    /// The proof that the caller may collect all artifacts of a request.
+    pub(crate) fn permit_collection(
+        &self,
+        authority: &Authority,
+        request: &ArtifactCollectorArgs,
+    ) -> Result<Permit<CollectClient>, ServerError> {
+        let definitions = Compiler::new(&self.repository).definitions(request)?;
+        let basic = |definition: &Definition| definition.proto().metadata.as_ref().is_some_and(|metadata| metadata.basic);
+        let artifacts =
+            definitions.iter().map(|(definition, _)| (definition.name().as_str(), basic(definition), definition.required_permissions()));
+        Ok(authority.permit_collection(artifacts)?)
+    }
+
+    /// The requests of an event table's artifacts. One that was deleted since is passed over.
+    pub(crate) fn compile_events(&self, request: &ArtifactCollectorArgs) -> Result<Vec<VqlCollectorArgs>, ServerError> {
+        Ok(Compiler::new(&self.repository).tolerant().compile(request)?)
+    }
+
+    /// A request with its compiled queries, whose names are in clear, and the limits that its artifacts give it.
+    pub(crate) fn compile(&self, mut request: ArtifactCollectorArgs, settings: &Settings) -> Result<ArtifactCollectorArgs, ServerError> {
+        let batching = Batching { max_rows: settings.batch_rows, max_bytes: settings.batch_bytes, max_wait: settings.batch_wait.as_secs() };
+        let compiler = Compiler::new(&self.repository).batching(batching);
+        let compiled = compiler.compile(&request)?;
+        let limits = compiler.collection_limits(&request, &compiled)?;
+        request.compiled_collector_args = compiled;
+        request.max_rows = limits.max_rows;
+        request.max_upload_bytes = limits.max_upload_bytes;
+        request.timeout = limits.timeout;
+        request.cpu_limit = limits.cpu_limit;
+        request.ops_per_second = limits.ops_per_second;
+        request.iops_limit = limits.iops_limit;
+        Ok(request)
+    }
+}
+
+/// What it takes to write an artifact: the type decides.
+fn writer(kind: ArtifactType) -> Permission {
+    match kind {
+        ArtifactType::Client | ArtifactType::ClientEvent => Permission::ArtifactWriter,
+        _ => Permission::ServerArtifactWriter,
+    }
+}
+
+impl Session {
+    /// Writes an artifact of the organisation's own. With a `prefix`, its name is made to begin with it.
+    ///
+    /// # Errors
+    /// [`ServerError::Artifact`] for a bad definition or a built-in name, [`ServerError::Denied`] without the permission that its type asks for.
+    pub fn set_artifact(&self, yaml: &str, prefix: &str) -> Result<Arc<Definition>, ServerError> {
+        let mut definition = Definition::from_yaml(yaml)?;
+        let mut text = yaml.to_owned();
+        if !prefix.is_empty() && !definition.name().as_str().starts_with(prefix) {
+            let name = definition.name().to_string();
+            text = yaml.replacen(&format!("name: {name}"), &format!("name: {prefix}{name}"), 1);
+            definition = Definition::from_yaml(&text)?;
+        }
+        self.may_write(&definition)?;
+        if let Some(old) = self.org().catalog().repository().get(definition.name().as_str()) {
+            self.may_write(&old)?;
+        }
+        let details = Details::new().text("artifact", definition.name().as_str()).text("details", &text);
+        let receipt = self.record("SetArtifactFile", details)?;
+        self.org().set_artifact(receipt, definition, text)
+    }
+
+    /// Deletes an artifact of the organisation's own.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`], [`ServerError::Artifact`] for a built-in one, [`ServerError::Denied`].
+    pub fn delete_artifact(&self, name: &str) -> Result<(), ServerError> {
+        let definition = self.org().catalog().repository().get(name).ok_or_else(|| ServerError::not_found("Artifact", name))?;
+        self.may_write(&definition)?;
+        let receipt = self.record("artifact_delete", Details::new().text("artifact", name))?;
+        self.org().delete_artifact(receipt, name)
+    }
+
+    fn may_write(&self, definition: &Definition) -> Result<(), ServerError> {
+        Ok(self.authority().check(Permissions::of(&[writer(definition.kind())]))?)
+    }
+}
+
+impl Org {
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.state().catalog
+    }
+
+    /// The artifacts that this organisation knows.
+    #[must_use]
+    pub fn artifacts(&self) -> &Arc<Repository> {
+        self.catalog().repository()
+    }
+
+    fn set_artifact(&self, receipt: Receipt, definition: Definition, yaml: String) -> Result<Arc<Definition>, ServerError> {
+        drop(receipt);
+        // The repository refuses what must not be replaced, so it goes first; what cannot be stored is taken back.
+        let name = definition.name().clone();
+        let old = self.artifacts().get(name.as_str()).filter(|old| !old.proto().built_in);
+        let set = self.artifacts().set(definition, Layer::Custom)?;
+        let (org, key) = (self.id().clone(), name.clone());
+        let stored: Pending<()> = self.submit(move |txn| {
+            txn.put(&org, Space::Artifacts, key.as_str().as_bytes(), yaml.into_bytes());
+            Ok(())
+        });
+        if let Err(error) = stored.wait() {
+            match old {
+                Some(old) => drop(self.artifacts().set(Definition::clone(&old), Layer::Custom)),
+                None => drop(self.artifacts().remove(name.as_str())),
+            }
+            return Err(error);
+        }
+        self.artifacts_changed(&name)?;
+        Ok(set)
+    }
+
+    fn delete_artifact(&self, receipt: Receipt, name: &str) -> Result<(), ServerError> {
+        drop(receipt);
+        let name: ArtifactName = name.parse()?;
+        self.artifacts().remove(name.as_str())?;
+        let (org, key) = (self.id().clone(), name.clone());
+        self.submit(move |txn| {
+            txn.delete(&org, Space::Artifacts, key.as_str().as_bytes());
+            Ok(())
+        })
+        .wait()?;
+        self.artifacts_changed(&name)
+    }
+
+    fn artifacts_changed(&self, name: &ArtifactName) -> Result<(), ServerError> {
+        self.recompile_event_table()?;
+        self.announce("Server.Internal.ArtifactModification", &[("artifact", name.as_str().into())]);
+        Ok(())
+    }
+}

@@ -1,0 +1,323 @@
+//! The deployment: everything that the services share, the registry of organisations, and the first start.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use prost::Message;
+use talon_acl::{Policy, Restriction, Role};
+use talon_audit::{Details, Log};
+use talon_crypto::{Rng, RsaPrivateKey, RsaPublicKey, random_array};
+use talon_ids::{ClientId, OrgId, UserName};
+use talon_proto::{OrgRecord, VelociraptorUser};
+use talon_store::{Engine, Scan, Space};
+use talon_vql::Registry;
+use talon_wire::{Limits, LookupError, Obfuscator, ServerCodec, TaskIds};
+
+use crate::ServerError;
+use crate::clock::Clock;
+use crate::layout::{decode, put};
+use crate::org::Org;
+use crate::session::Session;
+use crate::settings::Settings;
+use crate::transaction::Pending;
+use crate::users::Directory;
+
+/// The record that says that the deployment was started before.
+const INSTALLED: &[u8] = b"install_time";
+
+/// What a server is made of. Everything outside arrives here: storage, time, randomness, built-ins.
+pub struct ServerOptions {
+    /// The settings.
+    pub settings: Settings,
+    /// The frontend's certificate, served to agents, in PEM.
+    pub certificate_pem: String,
+    /// The subject name of that certificate, by which agents know the server.
+    pub certificate_name: String,
+    /// The key of that certificate.
+    pub key: RsaPrivateKey,
+    /// Where state is kept.
+    pub engine: Arc<dyn Engine>,
+    /// The audit log.
+    pub audit: Arc<Log>,
+    /// Lockdown and locks.
+    pub restriction: Arc<dyn Restriction>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub rng: Arc<dyn Rng>,
+    /// The built-ins of queries on the server.
+    pub registry: Arc<Registry>,
+    /// Bounds on what agents may send.
+    pub limits: Limits,
+}
+
+/// What all organisations share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) audit: Arc<Log>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) rng: Arc<dyn Rng>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) names: Obfuscator,
+    pub(crate) task_ids: TaskIds,
+}
+
+impl Shared {
+    /// A query's name as agents see it.
+    pub(crate) fn wire_name(&self, name: &str) -> String {
+        if self.settings.plain_names || name.is_empty() {
+            return name.to_owned();
+        }
+        self.names.obfuscate(name).unwrap_or_else(|_| name.to_owned())
+    }
+}
+
+/// A deployment at work. Cheap to clone.
+#[derive(Clone)]
+pub struct Server(Arc<ServerState>);
+
+pub(crate) struct ServerState {
+    shared: Arc<Shared>,
+    users: Directory,
+    orgs: RwLock<Orgs>,
+    codec: ServerCodec,
+    certificate_pem: Bytes,
+    draining: AtomicBool,
+}
+
+#[derive(Default)]
+struct Orgs {
+    by_id: BTreeMap<OrgId, Org>,
+    by_nonce: HashMap<String, OrgId>,
+}
+
+impl Server {
+    /// Opens a deployment; at its first start, makes what the configuration wants to be there. Blocks on storage.
+    ///
+    /// # Errors
+    /// [`ServerError::Configuration`] for settings that make no sense, and what storage, artifacts and the audit log fail with.
+    pub fn open(options: ServerOptions) -> Result<Self, ServerError> {
+        let ServerOptions { settings, certificate_pem, certificate_name, key, engine, audit, restriction, clock, rng, registry, limits } =
+            options;
+        if settings.root_nonce.is_empty() {
+            return Err(ServerError::Configuration("Client.nonce is empty: clients could not enrol".into()));
+        }
+        let users = Directory::new(engine.clone(), settings.superuser.clone(), restriction);
+        let codec = ServerCodec::new(key, &certificate_name, limits, rng.clone());
+        let names = Obfuscator::new(&settings.obfuscation_nonce);
+        let shared = Arc::new(Shared { settings, engine, audit, clock, rng, registry, names, task_ids: TaskIds::default() });
+        let server = Self(Arc::new(ServerState {
+            shared,
+            users,
+            orgs: RwLock::default(),
+            codec,
+            certificate_pem: certificate_pem.into(),
+            draining: AtomicBool::new(false),
+        }));
+        let nonce = server.0.shared.settings.root_nonce.clone();
+        server.register(OrgRecord { id: "root".into(), name: "<root>".into(), nonce, org_id: String::new() })?;
+        for (key, value) in server.engine().reader().scan(&OrgId::root(), Space::Orgs, &Scan::default())? {
+            server.register(decode(Space::Orgs, &key, &value)?)?;
+        }
+        server.first_start()?;
+        Ok(server)
+    }
+
+    /// The organisation with this id.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`].
+    pub fn org(&self, id: &OrgId) -> Result<Org, ServerError> {
+        self.orgs_state(|orgs| orgs.by_id.get(id).cloned()).ok_or_else(|| ServerError::not_found("Org", id))
+    }
+
+    /// All organisations, the root first.
+    #[must_use]
+    pub fn orgs(&self) -> Vec<Org> {
+        self.orgs_state(|orgs| orgs.by_id.values().cloned().collect())
+    }
+
+    /// The users of the deployment.
+    #[must_use]
+    pub fn users(&self) -> &Directory {
+        &self.0.users
+    }
+
+    /// A session of `principal` in `org`, with what its policies allow now.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`] for the organisation, or when storage fails.
+    pub fn session(&self, principal: &UserName, org: &OrgId) -> Result<Session, ServerError> {
+        let org = self.org(org)?;
+        let authority = self.0.users.authority(principal, org.id())?;
+        Ok(Session::new(self.clone(), org, authority))
+    }
+
+    /// A session of the server itself.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`].
+    pub fn own_session(&self, org: &OrgId) -> Result<Session, ServerError> {
+        Ok(Session::new(self.clone(), self.org(org)?, self.0.users.own_authority(org)))
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.0.shared.settings
+    }
+
+    /// Stops taking messages: `/healthz` says so, readers are let go.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+        for org in self.orgs() {
+            org.state().readers.wake_all();
+        }
+    }
+
+    /// Makes an organisation. An empty nonce is replaced by a random one.
+    ///
+    /// # Errors
+    /// [`ServerError::Invalid`] when the id or the nonce is taken.
+    pub fn create_org(
+        &self,
+        right: &crate::users::AdminRight,
+        receipt: talon_audit::Receipt,
+        record: OrgRecord,
+    ) -> Result<Org, ServerError> {
+        if !right.is_over_all() {
+            return Err(ServerError::Forbidden("PermissionDenied: Permission denied: [ORG_ADMIN]".into()));
+        }
+        drop(receipt);
+        self.add_org(record)
+    }
+
+    fn add_org(&self, mut record: OrgRecord) -> Result<Org, ServerError> {
+        let id: OrgId = record.id.parse()?;
+        if record.nonce.is_empty() {
+            let random: [u8; 8] = random_array(&*self.0.shared.rng);
+            record.nonce = data_encoding::BASE64.encode(&random);
+        }
+        let taken = self.orgs_state(|orgs| orgs.by_id.contains_key(&id) || orgs.by_nonce.contains_key(&record.nonce));
+        if taken || id.is_root() {
+            return Err(ServerError::invalid(format!("the organisation {id} exists, or another one has its nonce")));
+        }
+        let stored = record.clone();
+        Pending::submit(self.engine(), move |txn| {
+            txn.put(&OrgId::root(), Space::Orgs, stored.id.as_bytes(), stored.encode_to_vec());
+            Ok(())
+        })
+        .wait()?;
+        self.register(record)
+    }
+
+    fn register(&self, record: OrgRecord) -> Result<Org, ServerError> {
+        let org = Org::new(record, self.0.shared.clone(), self.org(&OrgId::root()).ok().as_ref())?;
+        let mut orgs = self.0.orgs.write().unwrap_or_else(PoisonError::into_inner);
+        orgs.by_nonce.insert(org.nonce().to_owned(), org.id().clone());
+        orgs.by_id.insert(org.id().clone(), org.clone());
+        Ok(org)
+    }
+
+    /// Makes the organisations and administrators that the configuration names, once in the life of a deployment.
+    fn first_start(&self) -> Result<(), ServerError> {
+        let root = OrgId::root();
+        if self.engine().reader().get(&root, Space::Deployment, INSTALLED)?.is_some() {
+            return Ok(());
+        }
+        let settings = &self.0.shared.settings;
+        let mut orgs = vec![root.clone()];
+        for org in &settings.initial_orgs {
+            if self.org(&org.id).is_err() {
+                self.add_org(OrgRecord {
+                    id: org.id.to_string(),
+                    name: org.name.clone(),
+                    nonce: org.nonce.clone(),
+                    org_id: String::new(),
+                })?;
+            }
+            orgs.push(org.id.clone());
+        }
+        for user in &settings.initial_users {
+            if self.0.users.user(&user.name)?.is_some() {
+                continue;
+            }
+            let operation = "Granting administrator role, because user is specified in the config's initial users";
+            let receipt = self.org(&root)?.record("SanityService", operation, Details::new().text("user", user.name.as_str()))?;
+            drop(receipt);
+            let (user, orgs) = (user.clone(), orgs.clone());
+            Pending::submit(self.engine(), move |txn| {
+                let key = user.name.folded().into_bytes();
+                let record = VelociraptorUser {
+                    name: user.name.to_string(),
+                    password_hash: user.password_hash.into(),
+                    password_salt: user.password_salt.into(),
+                    ..VelociraptorUser::default()
+                };
+                put(txn, &OrgId::root(), Space::Users, &key, &record);
+                for org in &orgs {
+                    put(txn, org, Space::Policies, &key, &Policy::of_roles([Role::Administrator]).for_org(org).to_proto());
+                }
+                Ok(())
+            })
+            .wait()?;
+        }
+        let now_s = self.0.shared.clock.now_s();
+        Pending::submit(self.engine(), move |txn| {
+            txn.put(&OrgId::root(), Space::Deployment, INSTALLED, now_s.to_string().into_bytes());
+            Ok(())
+        })
+        .wait()
+    }
+
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        &*self.0.shared.engine
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    pub(crate) fn codec(&self) -> &ServerCodec {
+        &self.0.codec
+    }
+
+    pub(crate) fn certificate_pem(&self) -> Bytes {
+        self.0.certificate_pem.clone()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::SeqCst)
+    }
+
+    fn orgs_state<T>(&self, look: impl FnOnce(&Orgs) -> T) -> T {
+        look(&self.0.orgs.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Server").field("orgs", &self.orgs()).finish_non_exhaustive()
+    }
+}
+
+/// What `wire` asks when it opens and seals packets.
+impl talon_wire::Directory for Server {
+    fn org_of_nonce(&self, nonce: &str) -> Result<Option<OrgId>, LookupError> {
+        Ok(self.orgs_state(|orgs| orgs.by_nonce.get(nonce).cloned()))
+    }
+
+    fn nonce_of_org(&self, org: &OrgId) -> Result<Option<String>, LookupError> {
+        Ok(self.org(org).ok().map(|org| org.nonce().to_owned()))
+    }
+
+    fn client_key(&self, org: &OrgId, client: &ClientId) -> Result<Option<RsaPublicKey>, LookupError> {
+        match self.org(org) {
+            Ok(org) => Ok(org.enrolled_key(client)?),
+            Err(_) => Ok(None),
+        }
+    }
+}

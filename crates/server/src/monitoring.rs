@@ -1,0 +1,230 @@
+//! Client event monitoring: the table of event queries that every client runs, kept in step with what each agent says that it runs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use talon_acl::{CollectClient, Permit};
+use talon_audit::Receipt;
+use talon_crypto::{Rng, random_array};
+use talon_ids::QueryName;
+use talon_proto::{ArtifactCollectorArgs, ClientEventTable, ClientInfo, VeloMessage, VqlCollectorArgs, VqlEventTable};
+use talon_store::Space;
+
+use crate::ServerError;
+use crate::catalog::{ArtifactType, Catalog};
+use crate::clients::has_label;
+use crate::layout::{get, put};
+use crate::org::{Org, read, write};
+use crate::transaction::Pending;
+
+/// The record of the table among the settings.
+const KEY: &[u8] = b"client_monitoring";
+/// Event queries are held back so long for more rows unless configured.
+const DEFAULT_WAIT: Duration = Duration::from_secs(120);
+
+/// The compiled table of one organisation.
+#[derive(Default)]
+pub(crate) struct EventTable {
+    stored: ClientEventTable,
+    groups: Vec<Group>,
+}
+
+/// What clients with one label run.
+struct Group {
+    label: String,
+    compiled: Vec<VqlCollectorArgs>,
+    queries: BTreeSet<QueryName>,
+}
+
+impl EventTable {
+    /// The version that a client must run at least: that of the table, or of its labels if they decide.
+    fn needed(&self, info: &ClientInfo) -> u64 {
+        let by_label = self.groups.iter().any(|group| !group.label.eq_ignore_ascii_case("all"));
+        self.stored.version.max(if by_label { info.labels_timestamp } else { 0 })
+    }
+
+    /// Whether the client's table has this query. Says nothing about what the agent claims to run.
+    pub(crate) fn has(&self, info: &ClientInfo, query: &QueryName) -> bool {
+        self.groups.iter().any(|group| has_label(info, &group.label) && group.queries.contains(query))
+    }
+
+    fn message(&self, info: &ClientInfo, version: u64, names: &dyn Fn(&str) -> String, wait: &dyn Fn() -> u64) -> VeloMessage {
+        let mut event = Vec::new();
+        for group in self.groups.iter().filter(|group| has_label(info, &group.label)) {
+            for args in &group.compiled {
+                let mut args = args.clone();
+                for query in &mut args.query {
+                    query.name = names(&query.name);
+                }
+                if args.max_wait == 0 {
+                    args.max_wait = wait();
+                }
+                event.push(args);
+            }
+        }
+        let table = VqlEventTable { event, version };
+        VeloMessage { session_id: "F.Monitoring".into(), update_event_table: Some(table), ..VeloMessage::default() }
+    }
+}
+
+/// The version under which a table is to be sent to an agent that reports the version `reported`, if it is to be sent at all.
+///
+/// `recorded` is what was sent last, `needed` what the agent must run. The agent's own word counts: one that lost the table gets it again, one that comes
+/// from another server or from before a restore gets a newer version than its own, since agents ignore older ones.
+pub(crate) fn version_to_send(reported: u64, recorded: u64, needed: u64, now_ns: u64) -> Option<u64> {
+    if recorded < needed || reported > recorded {
+        return Some(now_ns.max(needed).max(reported.saturating_add(1)));
+    }
+    (reported < recorded).then_some(recorded)
+}
+
+impl Org {
+    /// The table as stored, without compiled queries.
+    #[must_use]
+    pub fn monitoring_table(&self) -> ClientEventTable {
+        read(&self.state().table).stored.clone()
+    }
+
+    /// Replaces the table.
+    ///
+    /// # Errors
+    /// [`ServerError::Invalid`] when an artifact is unknown or no client event artifact.
+    pub fn set_monitoring_table(
+        &self,
+        permit: &Permit<CollectClient>,
+        receipt: Receipt,
+        table: ClientEventTable,
+    ) -> Result<Pending<()>, ServerError> {
+        self.own(permit)?;
+        drop(receipt);
+        let stored = ClientEventTable { version: self.now_ns(), client_message: None, ..table };
+        let compiled = compile(stored.clone(), self.catalog(), true)?;
+        let (org, id) = (self.clone(), self.id().clone());
+        let pending = self.submit(move |txn| {
+            put(txn, &id, Space::Settings, KEY, &stored);
+            Ok(())
+        });
+        Ok(pending.then(move |()| {
+            write(&org.state().table, Arc::new(compiled));
+            org.state().readers.wake_all();
+        }))
+    }
+
+    /// Loads the stored table, or makes the default one.
+    pub(crate) fn load_event_table(&self) -> Result<(), ServerError> {
+        let stored: Option<ClientEventTable> = get(self.reader(), self.id(), Space::Settings, KEY)?;
+        let table = match stored {
+            Some(table) => table,
+            None => {
+                let catalog = self.catalog();
+                let known = |name: &&String| name.parse().is_ok_and(|name| catalog.kind(&name) == Some(ArtifactType::ClientEvent));
+                let artifacts: Vec<String> = self.shared().settings.default_monitoring.iter().filter(known).cloned().collect();
+                if artifacts.is_empty() {
+                    return Ok(());
+                }
+                let table = ClientEventTable {
+                    version: self.now_ns(),
+                    artifacts: Some(ArtifactCollectorArgs { artifacts, ..ArtifactCollectorArgs::default() }),
+                    ..ClientEventTable::default()
+                };
+                let (org, stored) = (self.id().clone(), table.clone());
+                self.submit(move |txn| {
+                    put(txn, &org, Space::Settings, KEY, &stored);
+                    Ok(())
+                })
+                .wait()?;
+                table
+            }
+        };
+        write(&self.state().table, Arc::new(compile(table, self.catalog(), false)?));
+        Ok(())
+    }
+
+    /// Compiles the table again after artifacts changed. Clients hear of it when their queries are others now.
+    pub(crate) fn recompile_event_table(&self) -> Result<(), ServerError> {
+        let old = self.event_table();
+        let mut new = compile(old.stored.clone(), self.catalog(), false)?;
+        let queries =
+            |table: &EventTable| -> Vec<Vec<VqlCollectorArgs>> { table.groups.iter().map(|group| group.compiled.clone()).collect() };
+        if queries(&old) == queries(&new) {
+            return Ok(());
+        }
+        new.stored.version = self.now_ns();
+        let (org, stored) = (self.id().clone(), new.stored.clone());
+        self.submit(move |txn| {
+            put(txn, &org, Space::Settings, KEY, &stored);
+            Ok(())
+        })
+        .wait()?;
+        write(&self.state().table, Arc::new(new));
+        self.state().readers.wake_all();
+        Ok(())
+    }
+
+    pub(crate) fn event_table(&self) -> Arc<EventTable> {
+        read(&self.state().table)
+    }
+
+    /// The message that brings the agent's event table up to date, with its version, if there is need of one.
+    pub(crate) fn event_table_update(&self, info: &ClientInfo, reported: u64) -> Option<(u64, VeloMessage)> {
+        let table = self.event_table();
+        let version = version_to_send(reported, info.last_event_table_version, table.needed(info), self.now_ns())?;
+        let settings = &self.shared().settings;
+        let base = if settings.event_wait.is_zero() { DEFAULT_WAIT } else { settings.event_wait };
+        let wait = || base.as_secs().saturating_add(jitter(self.rng(), settings.event_wait_jitter));
+        Some((version, table.message(info, version, &|name| self.shared().wire_name(name), &wait)))
+    }
+}
+
+/// A random number of seconds below `bound`.
+fn jitter(rng: &dyn Rng, bound: Duration) -> u64 {
+    u64::from_be_bytes(random_array(rng)).checked_rem(bound.as_secs()).unwrap_or(0)
+}
+
+/// Compiles a table. A new one must name client event artifacts only; in a stored one, what is none any more is passed over.
+fn compile(stored: ClientEventTable, catalog: &Catalog, strict: bool) -> Result<EventTable, ServerError> {
+    let everybody = stored.artifacts.iter().map(|artifacts| ("all".to_owned(), artifacts));
+    let labelled =
+        stored.label_events.iter().filter_map(|group| group.artifacts.as_ref().map(|artifacts| (group.label.clone(), artifacts)));
+    let mut groups = Vec::new();
+    for (label, artifacts) in everybody.chain(labelled) {
+        let mut artifacts = artifacts.clone();
+        let is_event = |name: &String| name.parse().is_ok_and(|name| catalog.kind(&name) == Some(ArtifactType::ClientEvent));
+        if !strict {
+            artifacts.artifacts.retain(is_event);
+        }
+        for name in &artifacts.artifacts {
+            match catalog.kind(&name.parse()?) {
+                Some(ArtifactType::ClientEvent) => {}
+                Some(_) => return Err(ServerError::invalid(format!("ClientEventTable: Artifact {name} is not a client event artifact"))),
+                None => return Err(ServerError::invalid(format!("ClientEventTable: Artifact {name} not known"))),
+            }
+        }
+        let compiled = catalog.compile_events(&artifacts)?;
+        let names = compiled.iter().flat_map(|args| &args.query).filter_map(|query| query.name.parse().ok());
+        groups.push(Group { label, queries: names.collect(), compiled });
+    }
+    Ok(EventTable { stored, groups })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agents_table_follows_its_own_report() {
+        const NOW: u64 = 1_000;
+        for (reported, recorded, needed, wanted, why) in [
+            (0, 0, 0, None, "no table"),
+            (0, 0, 50, Some(NOW), "never sent"),
+            (0, 60, 50, Some(60), "lost, or just started: the same version again"),
+            (60, 60, 50, None, "in step"),
+            (60, 60, 70, Some(NOW), "changed since"),
+            (5_000, 60, 50, Some(5_001), "comes from another server"),
+            (5_000, 0, 0, Some(5_001), "comes from another server, and is to run nothing"),
+        ] {
+            assert_eq!(version_to_send(reported, recorded, needed, NOW), wanted, "{why}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The server against agents that follow a script, honest and hostile.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod bench;
+mod collections;
+mod enrolment;
+mod hostile;
+mod monitoring;
