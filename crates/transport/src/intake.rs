@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::FrontendLimits;
+use crate::throttle::Throttle;
 
 /// Bytes of request bodies that may be held at one time.
 pub(crate) struct BodyBudget {
@@ -51,8 +52,14 @@ impl BodyBudget {
     }
 
     /// Reads a body of at most `limit` bytes.
-    pub(crate) async fn take(&self, mut body: Incoming, limit: usize, limits: &FrontendLimits) -> Result<Taken, Refused> {
-        let mut pace = Pace::start(limits);
+    pub(crate) async fn take(
+        &self,
+        mut body: Incoming,
+        limit: usize,
+        limits: &FrontendLimits,
+        throttles: [Option<&Throttle>; 2],
+    ) -> Result<Taken, Refused> {
+        let mut pace = Pace::start(limits, throttles);
         let declared = usize::try_from(body.size_hint().exact().unwrap_or(0)).unwrap_or(usize::MAX);
         if declared > limit {
             discard(body, limit, &mut pace).await?;
@@ -98,7 +105,8 @@ impl Share {
 }
 
 /// How fast a body has to come.
-struct Pace {
+struct Pace<'a> {
+    throttles: [Option<&'a Throttle>; 2],
     start: Instant,
     end: Instant,
     stall: Duration,
@@ -106,10 +114,28 @@ struct Pace {
     received: usize,
 }
 
-impl Pace {
-    fn start(limits: &FrontendLimits) -> Self {
+impl<'a> Pace<'a> {
+    fn start(limits: &FrontendLimits, throttles: [Option<&'a Throttle>; 2]) -> Self {
         let start = Instant::now();
-        Self { start, end: start + limits.read_deadline, stall: limits.stall_deadline, min_rate: limits.min_rate.max(1), received: 0 }
+        Self {
+            throttles,
+            start,
+            end: start + limits.read_deadline,
+            stall: limits.stall_deadline,
+            min_rate: limits.min_rate.max(1),
+            received: 0,
+        }
+    }
+
+    /// Waits as long as the throttles want. That time is not the sender's.
+    async fn throttle(&mut self, bytes: usize) {
+        let now = Instant::now();
+        let wait = self.throttles.iter().flatten().map(|throttle| throttle.spend(bytes, now)).max().unwrap_or_default();
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+            self.start += wait;
+            self.end += wait;
+        }
     }
 
     /// When the next piece must be here: a stall after what came so far would have come at the slowest pace.
@@ -119,7 +145,7 @@ impl Pace {
     }
 }
 
-async fn next(body: &mut Incoming, pace: &mut Pace) -> Result<Option<Bytes>, Refused> {
+async fn next(body: &mut Incoming, pace: &mut Pace<'_>) -> Result<Option<Bytes>, Refused> {
     loop {
         let frame = timeout_at(pace.due(), body.frame()).await.map_err(|_| Refused::TooSlow)?;
         match frame {
@@ -130,6 +156,7 @@ async fn next(body: &mut Incoming, pace: &mut Pace) -> Result<Option<Bytes>, Ref
                     && !data.is_empty()
                 {
                     pace.received = pace.received.saturating_add(data.len());
+                    pace.throttle(data.len()).await;
                     return Ok(Some(data));
                 }
             }
@@ -138,7 +165,7 @@ async fn next(body: &mut Incoming, pace: &mut Pace) -> Result<Option<Bytes>, Ref
 }
 
 /// Lets the sender finish what is too long, so that it reads the answer instead of a reset; what is longer than `limit` once more is cut off.
-async fn discard(mut body: Incoming, limit: usize, pace: &mut Pace) -> Result<(), Refused> {
+async fn discard(mut body: Incoming, limit: usize, pace: &mut Pace<'_>) -> Result<(), Refused> {
     let mut left = limit;
     while let Some(piece) = next(&mut body, pace).await? {
         if piece.len() > left {

@@ -26,6 +26,7 @@ mod proxy;
 mod routes;
 mod settings;
 mod surface;
+mod throttle;
 mod tls;
 mod url;
 mod verify;

@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::Answer;
 use crate::guard::{Busy, Guarded, Pace};
-use crate::surface::Surface;
+use crate::surface::{Origin, Surface};
 use crate::{AgentEndpoint, FrontendLimits, FrontendSettings, TransportError, routes, tls};
 
 /// New connections that are accepted at once before the rate counts.
@@ -101,7 +101,7 @@ impl FrontendListener {
                 tracing::warn!(%address, "connection closed: too many are open");
                 continue;
             };
-            let connection = connection(Arc::clone(&surface), self.tls.clone(), stream, address, Arc::new(place));
+            let connection = connection(Arc::clone(&surface), self.tls.clone(), stream, Origin::new(address, place, &surface.limits));
             let cut = cut.clone();
             connections.spawn(async move {
                 tokio::select! {
@@ -125,19 +125,14 @@ impl FrontendListener {
     }
 }
 
-async fn connection(
-    surface: Arc<Surface>,
-    tls: Option<TlsAcceptor>,
-    stream: TcpStream,
-    address: SocketAddr,
-    place: Arc<OwnedSemaphorePermit>,
-) {
+async fn connection(surface: Arc<Surface>, tls: Option<TlsAcceptor>, stream: TcpStream, origin: Origin) {
+    let address = origin.address;
     let limits = &surface.limits;
     let pace = Pace { idle: limits.idle_deadline, stall: limits.stall_deadline, min_rate: limits.min_rate };
     let _ = stream.set_nodelay(true);
     let busy = Busy::default();
     let stream = Guarded::new(stream, pace, busy.clone());
-    let peer = Arc::new(Connection { surface: Arc::clone(&surface), address, busy, place });
+    let peer = Arc::new(Connection { surface: Arc::clone(&surface), origin: Arc::new(origin), busy });
     // Each stage is boxed: a waiting reader keeps the memory of its own stage only.
     let Some(tls) = tls else { return Box::pin(http1(&peer, stream)).await };
     match Box::pin(tokio::time::timeout(limits.handshake_deadline, tls.accept(stream))).await {
@@ -151,21 +146,19 @@ async fn connection(
 /// What the requests of one connection share.
 struct Connection {
     surface: Arc<Surface>,
-    address: SocketAddr,
+    origin: Arc<Origin>,
     busy: Busy,
-    /// Its place among the open connections, which a socket takes over.
-    place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Connection {
     async fn handle(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let _busy = self.busy.request();
-        Ok(self.surface.handle(self.address, &self.place, request).await)
+        Ok(self.surface.handle(&self.origin, request).await)
     }
 
     fn ended(&self, outcome: Result<(), hyper::Error>) {
         if let Err(error) = outcome {
-            tracing::debug!(address = %self.address, %error, "connection ended");
+            tracing::debug!(address = %self.origin.address, %error, "connection ended");
         }
     }
 }

@@ -35,6 +35,10 @@ pub struct FrontendLimits {
     pub max_reader_body: usize,
     /// Bytes of request bodies held at one time by all connections; what would go beyond is answered with 503.
     pub body_budget: usize,
+    /// `Frontend.resources.global_upload_rate`: bytes a second of all packets to `/control` with a burst of 1 MiB; 0 for no limit.
+    pub global_upload_rate: u64,
+    /// `Frontend.resources.per_client_upload_rate`: the same for one connection, with a burst of 100 KiB.
+    pub per_client_upload_rate: u64,
     /// `Frontend.resources.concurrency`: `/control` packets handled at one time. Urgent packets have as many slots of their own.
     pub concurrency: usize,
     /// `/reader` packets opened at one time. A waiting reader holds no slot.
@@ -77,6 +81,8 @@ impl Default for FrontendLimits {
             max_upload_size: 5_000_000,
             max_reader_body: 50 << 20,
             body_budget: 1 << 30,
+            global_upload_rate: 0,
+            per_client_upload_rate: 0,
             concurrency: 2 * std::thread::available_parallelism().map_or(2, usize::from),
             reader_concurrency: 100,
             concurrency_timeout: Duration::from_secs(600),

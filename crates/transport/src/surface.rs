@@ -10,12 +10,14 @@ use hyper::{Request, Response, StatusCode};
 use talon_crypto::{Rng, SystemRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Answer, Departure, Processing, Waiting};
 use crate::intake::{BodyBudget, Refused, Share, Taken};
 use crate::routes::{self, Action, Route, Target};
+use crate::throttle::Throttle;
 use crate::{
     AgentEndpoint, AgentRequest, BoxFuture, ControlOutcome, FrontendLimits, Peer, Processed, PublicPath, ReaderOutcome, Rejection,
     Unhealthy, answer, websocket,
@@ -26,6 +28,20 @@ const MAX_TEXT: usize = 256;
 /// Longest poll, whatever an organisation's settings say.
 pub(crate) const MAX_POLL: Duration = Duration::from_secs(3600);
 
+/// Where a request comes from: its connection.
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    throttle: Option<Throttle>,
+    /// Its place among the open connections, which a socket takes over.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Origin {
+    pub(crate) fn new(address: SocketAddr, place: OwnedSemaphorePermit, limits: &FrontendLimits) -> Self {
+        Self { address, throttle: Throttle::new(limits.per_client_upload_rate, 100 << 10), _place: place }
+    }
+}
+
 /// The state that all connections of a listener share.
 pub(crate) struct Surface {
     pub(crate) endpoint: Arc<dyn AgentEndpoint>,
@@ -33,6 +49,7 @@ pub(crate) struct Surface {
     proxy_header: Option<HeaderName>,
     pub(crate) limits: FrontendLimits,
     budget: BodyBudget,
+    throttle: Option<Throttle>,
     ordinary: Arc<Semaphore>,
     urgent: Arc<Semaphore>,
     readers: Arc<Semaphore>,
@@ -54,6 +71,7 @@ impl Surface {
             base,
             proxy_header,
             budget: BodyBudget::new(&limits),
+            throttle: Throttle::new(limits.global_upload_rate, 1 << 20),
             ordinary: slots(),
             urgent: slots(),
             readers: Arc::new(Semaphore::new(limits.reader_concurrency.clamp(1, Semaphore::MAX_PERMITS))),
@@ -63,13 +81,8 @@ impl Surface {
         }
     }
 
-    /// Answers one request. `place` is what the connection holds, for a socket that outlives it.
-    pub(crate) async fn handle(
-        self: &Arc<Self>,
-        socket: SocketAddr,
-        place: &Arc<OwnedSemaphorePermit>,
-        mut request: Request<Incoming>,
-    ) -> Response<Answer> {
+    /// Answers one request.
+    pub(crate) async fn handle(self: &Arc<Self>, from: &Arc<Origin>, mut request: Request<Incoming>) -> Response<Answer> {
         match routes::find(&self.base, request.uri().path()) {
             Target::Nowhere => answer::error(StatusCode::NOT_FOUND, "404 page not found"),
             Target::Redirect(path) => {
@@ -77,14 +90,14 @@ impl Surface {
                 answer::redirect(&format!("{path}{query}"))
             }
             Target::Row(route, _) if route.upgrade && request.headers().contains_key(UPGRADE) => {
-                let peer = self.peer(socket, request.headers());
-                websocket::upgrade(self, route.action, peer, Arc::clone(place), &mut request)
+                let peer = self.peer(from.address, request.headers());
+                websocket::upgrade(self, route.action, peer, Arc::clone(from), &mut request)
             }
-            Target::Row(route, rest) => self.row(route, &rest, socket, request).await,
+            Target::Row(route, rest) => self.row(route, &rest, from, request).await,
         }
     }
 
-    async fn row(&self, route: &Route, rest: &str, socket: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
+    async fn row(&self, route: &Route, rest: &str, from: &Origin, request: Request<Incoming>) -> Response<Answer> {
         match route.action {
             Action::ServerPem => answer::streamed(Answer::Pieces(Departure::new(self.endpoint.server_pem(), &self.limits))),
             Action::Healthz if self.drain.is_cancelled() => answer::empty(StatusCode::SERVICE_UNAVAILABLE),
@@ -94,10 +107,10 @@ impl Surface {
                 if let Err(Unhealthy(text)) = self.endpoint.health() {
                     return answer::error(StatusCode::SERVICE_UNAVAILABLE, &format!("Error: {text}"));
                 }
-                let peer = self.peer(socket, request.headers());
+                let peer = self.peer(from.address, request.headers());
                 let urgent = request.headers().get("x-priority").is_some_and(|value| value == "urgent");
                 if route.action == Action::Control {
-                    self.control(peer, urgent, request.into_body()).await
+                    self.control(from, peer, urgent, request.into_body()).await
                 } else {
                     self.reader(peer, urgent, request.into_body()).await
                 }
@@ -113,8 +126,9 @@ impl Surface {
         }
     }
 
-    async fn control(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
-        let taken = match self.budget.take(body, self.longest(Action::Control), &self.limits).await {
+    async fn control(&self, from: &Origin, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
+        let throttles = [self.throttle.as_ref(), from.throttle.as_ref()];
+        let taken = match self.budget.take(body, self.longest(Action::Control), &self.limits, throttles).await {
             Ok(taken) => taken,
             Err(Refused::TooLong) => return answer::empty(StatusCode::OK),
             Err(refused) => return refusal(&refused),
@@ -134,7 +148,7 @@ impl Surface {
     }
 
     async fn reader(&self, peer: Peer, urgent: bool, body: Incoming) -> Response<Answer> {
-        let taken = match self.budget.take(body, self.longest(Action::Reader), &self.limits).await {
+        let taken = match self.budget.take(body, self.longest(Action::Reader), &self.limits, [None, None]).await {
             Ok(taken) => taken,
             Err(Refused::TooLong) => return answer::rejected(Rejection::Overloaded),
             Err(refused) => return refusal(&refused),
@@ -156,12 +170,17 @@ impl Surface {
     }
 
     /// Lets in a packet that has arrived whole, as a message of a socket.
-    pub(crate) async fn admit(&self, action: Action, length: usize) -> Result<Held, Shut> {
+    pub(crate) async fn admit(&self, from: &Origin, action: Action, length: usize) -> Result<Held, Shut> {
         self.endpoint.health().map_err(|Unhealthy(_)| Shut::Overloaded)?;
         if length > self.longest(action) {
             return Err(Shut::TooLong);
         }
         let share = self.budget.hold(length).map_err(|_| Shut::Overloaded)?;
+        if action == Action::Control {
+            let now = Instant::now();
+            let wait = [&self.throttle, &from.throttle].into_iter().flatten().map(|throttle| throttle.spend(length, now)).max();
+            tokio::time::sleep(wait.unwrap_or_default()).await;
+        }
         let slot = self.slot(action, false).await.ok_or(Shut::Late)?;
         Ok(Held { _slot: slot, _share: share })
     }

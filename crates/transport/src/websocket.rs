@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 use crate::answer;
 use crate::body::Answer;
 use crate::routes::Action;
-use crate::surface::{Shut, Surface};
+use crate::surface::{Origin, Shut, Surface};
 use crate::{AgentRequest, ControlOutcome, LongPoll, Peer, Processed, ReaderOutcome, Rejection};
 
 /// Longest message from an agent.
@@ -47,7 +47,7 @@ pub(crate) fn upgrade(
     surface: &Arc<Surface>,
     action: Action,
     peer: Peer,
-    held: impl Send + 'static,
+    from: Arc<Origin>,
     request: &mut Request<Incoming>,
 ) -> Response<Answer> {
     let accepted = match accept(request) {
@@ -58,10 +58,9 @@ pub(crate) fn upgrade(
     let surface = Arc::clone(surface);
     let sockets = surface.tasks.clone();
     sockets.spawn(async move {
-        let _held = held;
         let Ok(upgraded) = timeout(surface.limits.handshake_deadline, upgraded).await else { return };
         let Ok(upgraded) = upgraded else { return };
-        let mut socket = Socket::new(upgraded, &surface).await;
+        let mut socket = Socket::new(upgraded, &surface, from).await;
         match action {
             Action::ServerPem => socket.server_pem().await,
             Action::Control => socket.control(peer).await,
@@ -117,12 +116,13 @@ fn refusal(shut: &Shut) -> (u16, &'static str) {
 struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
     surface: Arc<Surface>,
+    from: Arc<Origin>,
     heard: Instant,
     pinged: Instant,
 }
 
 impl Socket {
-    async fn new(upgraded: Upgraded, surface: &Arc<Surface>) -> Self {
+    async fn new(upgraded: Upgraded, surface: &Arc<Surface>, from: Arc<Origin>) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(0)
@@ -130,7 +130,7 @@ impl Socket {
             .max_frame_size(Some(MAX_MESSAGE));
         let stream = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
         let now = Instant::now();
-        Self { stream, surface: Arc::clone(surface), heard: now, pinged: now }
+        Self { stream, surface: Arc::clone(surface), from, heard: now, pinged: now }
     }
 
     async fn server_pem(&mut self) {
@@ -145,7 +145,7 @@ impl Socket {
     /// Packets one after the other, each acknowledged when it is durable.
     async fn control(&mut self, peer: Peer) {
         while let Some(body) = self.message_or_drain().await {
-            let (code, text) = take(&self.surface, &peer, body).await;
+            let (code, text) = take(&self.surface, &self.from, &peer, body).await;
             let going_on = matches!(code, 200 | 400);
             if !self.say(code, text, b"").await || !going_on {
                 return;
@@ -156,7 +156,7 @@ impl Socket {
     /// Polls one after the other. An agent says that it is ready for more with its next packet; what it sends before that is not looked at.
     async fn reader(&mut self, peer: Peer) {
         while let Some(body) = self.message_or_drain().await {
-            let poll = match start(&self.surface, &peer, body).await {
+            let poll = match start(&self.surface, &self.from, &peer, body).await {
                 Ok(Some(poll)) => poll,
                 Ok(None) => return,
                 Err((code, text)) => {
@@ -260,8 +260,8 @@ impl Socket {
 }
 
 /// Has one packet processed; the code and text for the agent.
-async fn take(surface: &Surface, peer: &Peer, body: Bytes) -> (u16, &'static str) {
-    let held = match surface.admit(Action::Control, body.len()).await {
+async fn take(surface: &Surface, from: &Origin, peer: &Peer, body: Bytes) -> (u16, &'static str) {
+    let held = match surface.admit(from, Action::Control, body.len()).await {
         Ok(held) => held,
         Err(Shut::TooLong) => return (200, ""),
         Err(shut) => return refusal(&shut),
@@ -279,8 +279,8 @@ async fn take(surface: &Surface, peer: &Peer, body: Bytes) -> (u16, &'static str
 }
 
 /// Starts a poll: `None` when the agent has no record yet.
-async fn start(surface: &Surface, peer: &Peer, body: Bytes) -> Result<Option<LongPoll>, (u16, &'static str)> {
-    let held = surface.admit(Action::Reader, body.len()).await.map_err(|shut| refusal(&shut))?;
+async fn start(surface: &Surface, from: &Origin, peer: &Peer, body: Bytes) -> Result<Option<LongPoll>, (u16, &'static str)> {
+    let held = surface.admit(from, Action::Reader, body.len()).await.map_err(|shut| refusal(&shut))?;
     let outcome = Arc::clone(&surface.endpoint).reader(AgentRequest { peer: peer.clone(), urgent: false, body }).await;
     drop(held);
     match outcome {

@@ -74,6 +74,18 @@ async fn all_bodies_share_a_budget() {
 }
 
 #[tokio::test]
+async fn uploads_are_throttled_without_being_cut() {
+    let mut limits = limits();
+    limits.per_client_upload_rate = 200_000;
+    limits.stall_deadline = Duration::from_millis(300);
+    let frontend = start(Fake::default(), limits, None).await;
+    let (start, body) = (Instant::now(), format!("garbage{}", "x".repeat(300_000)));
+    assert_eq!(status(&frontend.post("/control", &body).await), "403");
+    let took = start.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_packet_waits_for_its_slot_and_an_urgent_one_has_its_own() {
     let mut limits = limits();
     limits.concurrency = 1;
