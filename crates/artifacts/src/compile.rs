@@ -190,30 +190,20 @@ impl<'a> Compiler<'a> {
     /// # Errors
     /// An import or reference is unknown, or a tool cannot be offered.
     pub fn artifact(&self, definition: &Definition, spec: Option<&ArtifactSpec>) -> Result<Vec<VqlCollectorArgs>, ArtifactError> {
-        let sources = definition.sources();
-        let own_preconditions = sources.iter().any(|source| !source.precondition.is_empty());
-        let serial = !definition.kind().is_event() && (!definition.precondition().is_empty() || !own_preconditions);
-        let groups: Vec<&[Source]> = if serial { vec![sources] } else { sources.chunks(1).collect() };
         let mut requests = Vec::new();
-        for group in groups {
-            let group: Vec<&Source> = group.iter().filter(|source| !source.statements.is_empty()).collect();
-            if !group.is_empty() {
-                requests.push(self.request(definition, &group, serial, spec)?);
+        for group in definition.groups() {
+            let group = definition.sources().get(group).unwrap_or_default();
+            if group.iter().any(|source| !source.statements.is_empty()) {
+                requests.push(self.request(definition, group, spec)?);
             }
         }
         Ok(requests)
     }
 
     /// One request, built in the order in which stock servers build it.
-    fn request(
-        &self,
-        definition: &Definition,
-        sources: &[&Source],
-        serial: bool,
-        spec: Option<&ArtifactSpec>,
-    ) -> Result<VqlCollectorArgs, ArtifactError> {
+    fn request(&self, definition: &Definition, sources: &[Source], spec: Option<&ArtifactSpec>) -> Result<VqlCollectorArgs, ArtifactError> {
         let artifact = definition.proto();
-        let conversions: Vec<String> = definition.parameters().iter().flat_map(|parameter| parameter.conversion()).collect();
+        let conversions: Vec<String> = definition.conversions().iter().map(canonical_statement).collect();
         let unnamed = |vql: String| VqlRequest { vql, name: String::new() };
         let mut args = VqlCollectorArgs { effective_principal: artifact.impersonate.clone(), ..VqlCollectorArgs::default() };
         args.query = conversions.iter().cloned().map(unnamed).collect();
@@ -228,9 +218,10 @@ impl<'a> Compiler<'a> {
         let exports = definition.export().iter().chain(imported.iter().flat_map(|import| import.export()));
         args.query.extend(exports.map(canonical_statement).map(unnamed));
 
-        let (gate, gate_text) = match sources {
-            [source] if !serial && !source.precondition.is_empty() => (source.precondition.as_slice(), source.precondition_text.as_str()),
-            _ => (definition.precondition(), artifact.precondition.as_str()),
+        let gate = definition.gate(sources);
+        let gate_text = match sources {
+            [source] if std::ptr::eq(gate, source.precondition.as_slice()) => &source.precondition_text,
+            _ => &artifact.precondition,
         };
         let gated = self.preconditions && !gate.is_empty();
         if gated {

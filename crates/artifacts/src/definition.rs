@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -99,6 +100,7 @@ pub struct Definition {
     name: ArtifactName,
     kind: ArtifactType,
     parameters: Vec<Parameter>,
+    conversions: Vec<Statement>,
     sources: Vec<Source>,
     precondition: Vec<Statement>,
     export: Vec<Statement>,
@@ -162,7 +164,9 @@ impl Definition {
             return Err(invalid("a precondition of the artifact cannot be combined with preconditions of its sources".to_owned()));
         }
         check_cells(&artifact).map_err(invalid)?;
+        let conversions: String = parameters.iter().flat_map(Parameter::conversion).map(|statement| statement + "\n").collect();
         Ok(Self {
+            conversions: parser.parse(&conversions, "parameters", None)?,
             parameters,
             sources,
             precondition: parser.parse(&artifact.precondition, "precondition", lines.and_then(|lines| lines.precondition))?,
@@ -193,6 +197,33 @@ impl Definition {
     #[must_use]
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// The statements that turn the texts of the parameters into values.
+    #[must_use]
+    pub fn conversions(&self) -> &[Statement] {
+        &self.conversions
+    }
+
+    /// Which sources share a scope: all of them, or each has its own where they run side by side or under preconditions of their own.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Range<usize>> {
+        let count = self.sources.len();
+        if self.is_serial() { if count == 0 { Vec::new() } else { vec![0..count] } } else { (0..count).map(|at| at..at + 1).collect() }
+    }
+
+    fn is_serial(&self) -> bool {
+        let own_preconditions = self.sources.iter().any(|source| !source.precondition.is_empty());
+        !self.kind.is_event() && (!self.precondition.is_empty() || !own_preconditions)
+    }
+
+    /// The precondition of a group: that of its source, else that of the artifact.
+    #[must_use]
+    pub fn gate<'a>(&'a self, group: &'a [Source]) -> &'a [Statement] {
+        match group {
+            [source] if !self.is_serial() && !source.precondition.is_empty() => &source.precondition,
+            _ => &self.precondition,
+        }
     }
 
     /// The sources in order.

@@ -21,6 +21,7 @@ mod lint;
 mod parameter;
 mod references;
 mod repository;
+mod resolve;
 mod yaml;
 
 pub use access::check_access;
@@ -32,4 +33,5 @@ pub use lint::{Finding, Rule, lint, lint_text};
 pub use parameter::{Parameter, ParameterType};
 pub use references::{Reference, references};
 pub use repository::{Entry, Layer, Repository};
+pub use resolve::Resolver;
 pub use yaml::MAX_TEXT;
