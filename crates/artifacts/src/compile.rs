@@ -45,14 +45,23 @@ pub struct CollectionLimits {
 /// Gives the variables `Tool_<name>_…` through which queries find an external file, or says why not.
 pub type ToolEnvironment<'a> = dyn Fn(&proto::Tool) -> Result<Vec<(String, String)>, String> + 'a;
 
+/// Rewrites the name of a query.
+pub type Obfuscate<'a> = dyn Fn(&str) -> String + 'a;
+
+/// Looks up a value by its key.
+pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// A definition, and what a request says of it.
+pub type Requested<'r> = (Arc<Definition>, Option<&'r ArtifactSpec>);
+
 /// Compiles requests against a repository. The caller's seams are optional: without them nothing is hidden, looked up or offered.
 pub struct Compiler<'a> {
     repository: &'a Repository,
     batching: Batching,
     preconditions: bool,
     tolerant: bool,
-    obfuscate: Option<&'a dyn Fn(&str) -> String>,
-    server_metadata: Option<&'a dyn Fn(&str) -> Option<String>>,
+    obfuscate: Option<&'a Obfuscate<'a>>,
+    server_metadata: Option<&'a Lookup<'a>>,
     tools: Option<&'a ToolEnvironment<'a>>,
 }
 
@@ -94,14 +103,14 @@ impl<'a> Compiler<'a> {
 
     /// Hides the names of queries from who sees the agent's requests.
     #[must_use]
-    pub fn obfuscate(mut self, obfuscate: &'a dyn Fn(&str) -> String) -> Self {
+    pub fn obfuscate(mut self, obfuscate: &'a Obfuscate<'a>) -> Self {
         self.obfuscate = Some(obfuscate);
         self
     }
 
     /// Looks up the values of parameters of type `server_metadata`.
     #[must_use]
-    pub fn server_metadata(mut self, lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    pub fn server_metadata(mut self, lookup: &'a Lookup<'a>) -> Self {
         self.server_metadata = Some(lookup);
         self
     }
@@ -117,10 +126,7 @@ impl<'a> Compiler<'a> {
     ///
     /// # Errors
     /// One of them is unknown.
-    pub fn definitions<'r>(
-        &self,
-        request: &'r ArtifactCollectorArgs,
-    ) -> Result<Vec<(Arc<Definition>, Option<&'r ArtifactSpec>)>, ArtifactError> {
+    pub fn definitions<'r>(&self, request: &'r ArtifactCollectorArgs) -> Result<Vec<Requested<'r>>, ArtifactError> {
         let mut found = Vec::with_capacity(request.artifacts.len().min(MAX_REQUESTS));
         for name in &request.artifacts {
             if found.len() >= MAX_REQUESTS {

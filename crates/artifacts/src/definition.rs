@@ -209,7 +209,11 @@ impl Definition {
     #[must_use]
     pub fn groups(&self) -> Vec<Range<usize>> {
         let count = self.sources.len();
-        if self.is_serial() { if count == 0 { Vec::new() } else { vec![0..count] } } else { (0..count).map(|at| at..at + 1).collect() }
+        if self.is_serial() {
+            if count == 0 { Vec::new() } else { std::iter::once(0..count).collect() }
+        } else {
+            (0..count).map(|at| at..at + 1).collect()
+        }
     }
 
     fn is_serial(&self) -> bool {

@@ -115,12 +115,12 @@ fn last_dash(line: &str, width: usize) -> usize {
     start + dashes.rfind('-').unwrap_or(0)
 }
 
-fn indent(line: &str) -> usize {
+pub(crate) fn indent(line: &str) -> usize {
     line.len() - line.trim_start_matches(' ').len()
 }
 
 /// The width of the dashes of list items before the content, blanks included, and the content.
-fn split_dashes(line: &str) -> (usize, &str) {
+pub(crate) fn split_dashes(line: &str) -> (usize, &str) {
     let trimmed = line.trim_start_matches(' ');
     let mut rest = trimmed;
     while let Some(after) = rest.strip_prefix("- ") {
@@ -142,7 +142,7 @@ fn starts_like_vql(content: &str) -> bool {
 }
 
 /// True for `key: |`, `key: >-`, `|` and so on, perhaps with a comment behind.
-fn opens_block(content: &str) -> bool {
+pub(crate) fn opens_block(content: &str) -> bool {
     let content = content.split(" #").next().unwrap_or_default().trim_end();
     let mark = content.rsplit(' ').next().unwrap_or_default();
     let after_key = content.strip_suffix(mark).is_some_and(|key| key.is_empty() || key.trim_end().ends_with(':'));
