@@ -1,9 +1,40 @@
 //! The built-ins that touch nothing outside the query.
 
+mod aggregates;
+mod containers;
 mod control;
+mod encodings;
+mod log;
+mod paths;
+mod strings;
+mod times;
 
 use crate::registry::Registry;
 
+/// Cells of CSV files, as stock peers write them.
+pub mod csv {
+    use crate::value::Value;
+
+    /// The text of a cell, unquoted: what would be read back as something else is marked.
+    #[must_use]
+    pub fn cell(value: &Value) -> String {
+        super::encodings::csv_cell(value)
+    }
+
+    /// The text of a cell, with quotes where it needs them.
+    #[must_use]
+    pub fn quoted(text: &str) -> String {
+        super::encodings::csv_quoted(text)
+    }
+}
+
 pub(crate) fn register(registry: &mut Registry) {
+    aggregates::register(registry);
+    containers::register(registry);
     control::register(registry);
+    encodings::register(registry);
+    log::register(registry);
+    paths::register(registry);
+    strings::register(registry);
+    times::register(registry);
 }

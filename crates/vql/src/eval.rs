@@ -6,7 +6,7 @@ use crate::ast::{self, BinaryOp, Expr, ExprKind, LetBody, Symbol};
 use crate::call::Call;
 use crate::dict::{Dict, Key};
 use crate::error::CallError;
-use crate::format::{canonical_select, canonical_statement};
+use crate::format::{canonical_expr, canonical_select, canonical_statement};
 use crate::lazy::Lazy;
 use crate::registry::{Entry, Function, Plugin};
 use crate::rows::{RowSource, Rows, StoredQuery};
@@ -18,7 +18,7 @@ use crate::{arguments, member, ops, select};
 /// The value of an expression. Queries stay unread.
 pub(crate) fn expression(expr: &Expr, scope: &Scope) -> Value {
     if !crate::stack::has_room() {
-        scope.log_once("Stack Overflow");
+        scope.log_once(format!("Stack Overflow: {}", canonical_expr(expr)));
         return Value::Null;
     }
     match &expr.kind {

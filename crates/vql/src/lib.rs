@@ -4,7 +4,7 @@
 //! use std::sync::Arc;
 //! use talon_vql::{Environment, Query, Registry, json, parse};
 //!
-//! let program = parse("LET Limit = 3 SELECT _value * 2 AS Double FROM range(end=10) WHERE _value > Limit LIMIT 2")?;
+//! let program = parse("LET Least = 3 SELECT _value * 2 AS Double FROM range(end=10) WHERE _value > Least LIMIT 2")?;
 //! let scope = Environment::new(Arc::new(Registry::core())).variable("config", talon_vql::Value::Null).open();
 //! let mut lines = Vec::new();
 //! for statement in &program.statements {
@@ -27,6 +27,7 @@ pub mod ops;
 pub mod regex;
 pub mod text;
 pub mod time;
+pub mod visit;
 
 mod arguments;
 mod budget;
@@ -51,9 +52,11 @@ mod signature;
 mod stack;
 mod syntax_error;
 mod value;
+pub mod verbs;
 
 pub use arguments::{moment, parse_zone, text as to_text};
 pub use budget::Budget;
+pub use builtins::csv;
 pub use call::Call;
 pub use cancel::{CancelToken, StopReason};
 pub use dict::{Dict, Key};

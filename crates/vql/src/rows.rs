@@ -24,7 +24,7 @@ impl Rows {
     }
 
     /// The rows of an iterator that cannot fail.
-    pub fn from_iter<I>(rows: I) -> Self
+    pub fn of<I>(rows: I) -> Self
     where
         I: IntoIterator,
         I::IntoIter: Send + 'static,
@@ -34,7 +34,7 @@ impl Rows {
     }
 
     /// The rows of an iterator that may fail: the error is logged as the plugin's, and the rows end.
-    pub fn try_from_iter<I, V>(rows: I) -> Self
+    pub fn try_of<I, V>(rows: I) -> Self
     where
         I: IntoIterator<Item = Result<V, CallError>>,
         I::IntoIter: Send + 'static,
@@ -117,7 +117,7 @@ struct Fixed(Vec<Value>);
 
 impl RowSource for Fixed {
     fn open(&self, _: &Scope) -> Rows {
-        Rows::from_iter(self.0.clone())
+        Rows::of(self.0.clone())
     }
 
     fn depth(&self) -> u16 {

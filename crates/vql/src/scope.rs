@@ -546,11 +546,6 @@ impl Scope {
         self.with_frame(Frame::Level)
     }
 
-    /// One level deeper, with aggregates that start afresh.
-    pub(crate) fn deeper_with_new_aggregates(&self) -> Option<Self> {
-        self.derive(Frame::Level, Arc::default(), self.0.cancel.clone(), self.0.explain)
-    }
-
     pub(crate) fn take_thread(&self) -> Option<ThreadSlot> {
         ThreadSlot::take(self.meter())
     }

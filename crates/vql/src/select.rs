@@ -115,7 +115,7 @@ pub(crate) fn open(query: &Arc<Select>, scope: &Scope) -> Rows {
         None => rows,
     };
     match limit {
-        Some(limit) => Rows::try_from_iter(rows.take(limit)),
+        Some(limit) => Rows::try_of(rows.take(limit)),
         None => rows,
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn register(registry: &mut Registry) {
             ArgType::Any,
             "The dict, list or query.",
         )]),
-        |call| Ok(Rows::from_iter(items(&call))),
+        |call| Ok(Rows::of(items(&call))),
     );
     registry.function(
         Signature::function("items", "Gives keys and values of a dict, places and elements of a list.").args(args![Arg::optional(
@@ -163,6 +163,11 @@ impl Object for ScopeObject {
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// The scope as a value.
+pub(super) fn scope_value(scope: &Scope) -> Value {
+    Value::Object(Arc::new(ScopeObject(scope.downgrade())))
 }
 
 fn range(call: Call) -> Result<Rows, CallError> {
@@ -322,7 +327,7 @@ fn in_parallel(scope: &Scope, count: usize, rows: Rows, work: impl Fn(Value, &Sc
             }
         });
     }
-    Rows::try_from_iter(Workers { scope, rows: Some(receiver), threads })
+    Rows::try_of(Workers { scope, rows: Some(receiver), threads })
 }
 
 fn queries(call: &Call) -> Vec<StoredQuery> {
@@ -341,7 +346,7 @@ fn chain(call: &Call, at_once: bool) -> Result<Rows, CallError> {
     let (scope, queries) = (call.scope().clone(), queries(call));
     if at_once {
         let count = queries.len().min(ASYNC_WORKERS);
-        let places = Rows::from_iter((0..queries.len()).map(Value::from));
+        let places = Rows::of((0..queries.len()).map(Value::from));
         return Ok(in_parallel(&scope, count, places, move |place, scope| {
             let at = place.as_int().and_then(|at| usize::try_from(at).ok());
             at.and_then(|at| queries.get(at)).map_or_else(Rows::none, |query| query.open(scope))
@@ -366,7 +371,7 @@ fn switch(call: Call) -> Result<Rows, CallError> {
     for query in queries(&call) {
         let mut rows = query.open(call.scope());
         if let Some(first) = rows.next() {
-            return Ok(Rows::try_from_iter(std::iter::once(first).chain(rows)));
+            return Ok(Rows::try_of(std::iter::once(first).chain(rows)));
         }
     }
     Ok(Rows::none())

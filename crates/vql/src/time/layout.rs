@@ -78,7 +78,7 @@ fn fraction(rest: &str) -> Option<(Part<'static>, usize)> {
     }
     let mark = bytes.next().filter(|byte| matches!(byte, b'0' | b'9'))?;
     let digits = rest.bytes().skip(1).take_while(|byte| *byte == mark).count();
-    let followed = rest.bytes().nth(digits + 1).is_some_and(|byte| byte.is_ascii_digit());
+    let followed = rest.as_bytes().get(digits + 1).is_some_and(u8::is_ascii_digit);
     (!followed).then_some((Part::Fraction { digits: digits.min(9), trim: mark == b'9' }, digits + 1))
 }
 
