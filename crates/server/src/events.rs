@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use talon_acl::{Permit, Publish};
+use talon_acl::{Administer, Permit, Publish};
 use talon_ids::{ClientId, FlowId, OrgId, QueryName, Target, UserName};
 use talon_proto::ArtifactCollectorContext;
 use talon_store::Txn;
@@ -33,6 +33,8 @@ pub struct Push {
 pub enum Pusher<'a> {
     /// A user with a permit for the queue. Rows carry the user's name in `_Sender`; they are always kept.
     User(&'a Permit<Publish>),
+    /// An administrator of the server.
+    Administrator(&'a Permit<Administer>),
     /// The server itself, on behalf of `source`.
     Server {
         /// What `_Source` says.
@@ -59,6 +61,10 @@ impl Org {
             Pusher::User(permit) => {
                 self.own(permit)?;
                 (permit.principal().to_string(), vec![("_Sender", json!(permit.principal().as_str()))])
+            }
+            Pusher::Administrator(permit) => {
+                self.own(permit)?;
+                (permit.principal().to_string(), Vec::new())
             }
             Pusher::Server { source } => (source.to_string(), Vec::new()),
         };
