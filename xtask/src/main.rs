@@ -1,11 +1,15 @@
 //! The project's own tools: everything that is not `cargo build`, as `cargo xtask …`.
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed here, and a missing key is null")]
 
+mod bench;
 mod checks;
 mod codegen;
+mod crash;
 mod demo;
 mod deployment;
 mod e2e;
+mod fixtures;
+mod load;
 mod process;
 mod tidy;
 
@@ -43,6 +47,16 @@ enum Command {
     Ci,
     /// Check the rules of ARCHITECTURE.md that a machine can check.
     Tidy,
+    /// Kill the store, then the server, in the middle of their work, and compare what is left.
+    Crash(crash::Arguments),
+    /// Measure, and print each result beside the machine's own limit.
+    Bench(bench::Arguments),
+    /// Make the packets of `fixtures/wire`, with new throwaway keys.
+    Fixtures {
+        /// Replace those that are there.
+        #[arg(long)]
+        force: bool,
+    },
     /// Generate the Rust types of `proto/` into `crates/proto/src/gen`.
     Codegen {
         /// Fail when the files on disk are not what would be generated.
@@ -58,6 +72,9 @@ fn main() -> Result<()> {
         Command::E2e { filter, keep } => e2e::run(&e2e::Options { filter, keep }),
         Command::Ci => checks::ci(),
         Command::Tidy => tidy::run(),
+        Command::Crash(arguments) => crash::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Fixtures { force } => fixtures::run(force),
         Command::Codegen { check } => codegen::run(check),
     }
 }
