@@ -32,7 +32,7 @@ use index::Index;
 use key::{Kind, Layout as _, State};
 use segment::{Files, HEADER, Identity, LocalFiles, Segments};
 use view::{CommittedBlocks, View as _};
-use writer::{Command, Writer};
+use writer::{Command, Errand, Writer};
 
 /// No block is larger than this, whatever the limits say.
 const MAX_BLOCK: usize = 1 << 30;
@@ -128,28 +128,39 @@ impl Embedded {
         Ok(Self { shared, queue: Some(sender), writer: Some(writer), _lock: lock })
     }
 
-    /// Walks everything that is stored and verifies it. Nothing should be written meanwhile.
+    /// Walks everything that is stored and verifies it. Transactions wait meanwhile; readers do not.
     ///
     /// # Errors
     /// When the index cannot be walked; whatever else is wrong is in the report.
     pub fn check(&self) -> Result<CheckReport, StoreError> {
-        check::check(&self.shared)
+        let (answer, report) = sync_channel(1);
+        self.enqueue(Command::Do(Errand::Check(answer)))?;
+        report.recv().unwrap_or(Err(StoreError::Closed))
     }
 
     /// Frees the space of what was deleted and replaced, as far as whole segments hold nothing else. This also goes on by itself.
     pub fn reap(&self) -> Ticket {
-        self.send(Command::Reap)
+        self.send(|resolver| Command::Do(Errand::Reap(resolver)))
     }
 
     fn send(&self, command: impl FnOnce(writer::Resolver) -> Command) -> Ticket {
         let (resolver, ticket) = Ticket::new();
-        if self.writer.as_ref().is_some_and(|writer| writer.thread().id() == thread::current().id()) {
-            drop(resolver.send(Err(StoreError::Nested)));
-        } else if let Some(queue) = &self.queue {
-            // When the writer is gone the resolver is dropped with the command, and the ticket says so.
-            drop(queue.send(command(resolver)));
+        match self.enqueue(command(resolver)) {
+            Ok(()) => ticket,
+            Err(error) => {
+                let (resolver, ticket) = Ticket::new();
+                drop(resolver.send(Err(error)));
+                ticket
+            }
         }
-        ticket
+    }
+
+    fn enqueue(&self, command: Command) -> Result<(), StoreError> {
+        if self.writer.as_ref().is_some_and(|writer| writer.thread().id() == thread::current().id()) {
+            return Err(StoreError::Nested);
+        }
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        queue.send(command).map_err(|_| StoreError::Closed)
     }
 }
 

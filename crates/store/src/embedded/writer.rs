@@ -2,16 +2,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::Shared;
+use super::check::check;
 use super::key::{self, KeyRange, Layout as _, State};
 use super::segment::{Files, HEADER, SegmentFile, file_header};
 use super::txn::{EmbeddedTxn, Layer};
 use super::view::View as _;
+use super::{CheckReport, Shared};
 use crate::{StoreError, Work};
 
 /// Transactions in a group, and bytes after which a group takes no more.
@@ -31,8 +32,15 @@ pub(super) type Resolver = oneshot::Sender<Result<(), StoreError>>;
 /// What the writer is asked to do.
 pub(super) enum Command {
     Run(Work, Resolver),
+    Do(Errand),
+}
+
+/// What is done between groups.
+pub(super) enum Errand {
     /// Reap everything that can be reaped.
     Reap(Resolver),
+    /// Check everything, while nothing is written.
+    Check(SyncSender<Result<CheckReport, StoreError>>),
 }
 
 pub(super) struct Writer {
@@ -84,10 +92,8 @@ impl Writer {
         loop {
             match self.next(queue) {
                 Next::Command(Command::Run(work, resolver)) => self.group(work, resolver, queue),
-                Next::Command(Command::Reap(resolver)) => self.answer_reap(resolver),
-                Next::Idle => {
-                    self.reap_step();
-                }
+                Next::Command(Command::Do(errand)) => self.run_errand(errand),
+                Next::Idle => self.reap_step(),
                 Next::Closed => return,
             }
         }
@@ -113,12 +119,12 @@ impl Writer {
             Err(error) => return resolve(resolver, Err(error)),
         };
         let mut results = vec![(resolver, self.run(&mut group, work))];
-        let mut reap = None;
+        let mut behind = None;
         while results.len() < GROUP_LEN && group.bytes < GROUP_BYTES {
             match queue.try_recv() {
                 Ok(Command::Run(work, resolver)) => results.push((resolver, self.run(&mut group, work))),
-                Ok(Command::Reap(resolver)) => {
-                    reap = Some(resolver);
+                Ok(Command::Do(errand)) => {
+                    behind = Some(errand);
                     break;
                 }
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
@@ -134,8 +140,8 @@ impl Writer {
         for (resolver, result) in results {
             resolve(resolver, result.and_then(|()| committed.clone()));
         }
-        if let Some(resolver) = reap {
-            self.answer_reap(resolver);
+        if let Some(errand) = behind {
+            self.run_errand(errand);
         }
     }
 
@@ -225,6 +231,13 @@ impl Writer {
         let file = self.files.create(&path)?;
         self.files.sync_folder(self.shared.segments.folder())?;
         Ok(Current { id, end, file, buffer: file_header(self.shared.segments.identity(), id) })
+    }
+
+    fn run_errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Reap(resolver) => self.answer_reap(resolver),
+            Errand::Check(answer) => drop(answer.send(check(&self.shared))),
+        }
     }
 
     fn answer_reap(&mut self, resolver: Resolver) {
