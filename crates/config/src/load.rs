@@ -161,12 +161,11 @@ mod tests {
 
     #[test]
     fn overrides_reach_both_documents() {
-        let base = Configuration::from_text("f.yaml", "org_id: a\n---\ntalon:\n  server:\n    admin_socket: /a\n").unwrap();
-        let flags = ["org_id=b", "talon.server.admin_socket=/b", "talon.server.audit.directory=/c"];
+        let base = Configuration::from_text("f.yaml", "org_id: a\n---\ntalon:\n  server:\n    audit:\n      origin: a\n").unwrap();
+        let flags = ["org_id=b", "talon.server.audit.origin=b", "talon.server.audit.directory=/c"];
         let overrides: Vec<_> = flags.iter().map(|flag| Override::from_flag(flag).unwrap()).collect();
         let changed = base.with_overrides(&overrides).unwrap();
-        let server = changed.talon.server.unwrap();
-        assert_eq!((changed.stock.org_id.as_str(), server.admin_socket.as_str()), ("b", "/b"));
-        assert_eq!(server.audit.unwrap().directory, "/c");
+        let audit = changed.talon.server.and_then(|server| server.audit).unwrap();
+        assert_eq!((changed.stock.org_id.as_str(), audit.origin.as_str(), audit.directory.as_str()), ("b", "b", "/c"));
     }
 }

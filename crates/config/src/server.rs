@@ -226,12 +226,12 @@ impl ServerConfig {
         PathBuf::from(&self.datastore.location)
     }
 
-    /// The directory of the audit log.
+    /// The directory in which the audit log has its keys and its folder.
     #[must_use]
     pub fn audit_directory(&self) -> PathBuf {
         match &self.talon.audit {
             Some(audit) if !audit.directory.is_empty() => PathBuf::from(&audit.directory),
-            _ => self.data_directory().join("audit"),
+            _ => self.data_directory(),
         }
     }
 
@@ -240,15 +240,6 @@ impl ServerConfig {
     pub fn audit_origin(&self) -> &str {
         let origin = self.talon.audit.as_ref().map(|audit| audit.origin.as_str()).unwrap_or_default();
         or_default(origin, &self.frontend.hostname)
-    }
-
-    /// The socket through which a running server is administered.
-    #[must_use]
-    pub fn admin_socket(&self) -> PathBuf {
-        match self.talon.admin_socket.as_str() {
-            "" => self.data_directory().join("admin.sock"),
-            path => PathBuf::from(path),
-        }
     }
 
     /// Where API clients connect: `host:port`, or `unix://path`.

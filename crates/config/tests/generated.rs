@@ -216,7 +216,7 @@ fn no_secret_of_the_server_reaches_an_agents_file() {
         "security": {"secrets_dek": "SECRET-9"},
         "api_config": {"client_private_key": "SECRET-10"},
         "ExtraFrontends": [{"private_key": "SECRET-11"}],
-        "talon": {"server": {"admin_socket": "SERVER-ONLY"}, "agent": {"denied_permissions": ["EXECVE"]}}
+        "talon": {"server": {"audit": {"origin": "SERVER-ONLY"}}, "agent": {"denied_permissions": ["EXECVE"]}}
     }"#;
     let configuration = generated(patch).unwrap();
     let whole = configuration.to_yaml().unwrap();

@@ -29,7 +29,7 @@ fn a_stock_servers_file_is_a_servers_configuration() {
     assert_eq!((server.frontend().bind_port, server.frontend().use_plain_http), (18010, true));
     assert_eq!(server.api_connection_string(), "127.0.0.1:18011");
     assert_eq!(server.data_directory(), Path::new("/srv/v/datastore"));
-    assert_eq!(server.audit_directory(), Path::new("/srv/v/datastore/audit"));
+    assert_eq!(server.audit_directory(), Path::new("/srv/v/datastore"));
     assert_eq!(server.obfuscation_nonce().expose(), "rLs33H2runw=");
     assert_eq!((server.resources().expected_clients, server.resources().max_upload_size), (30_000, 104_857_600));
     let frontend = server.frontend_identity().certificate();

@@ -17,8 +17,6 @@ section! {
     TalonServer {
         /// The audit log.
         audit: Option<TalonAudit>,
-        /// The socket through which `talon` administers a running server; `<Datastore.location>/admin.sock` when not set.
-        admin_socket: String,
         /// Whether X25519 and its post-quantum hybrid are not offered, as stock listeners do not.
         nist_curves_only: bool,
     }
@@ -27,9 +25,9 @@ section! {
 section! {
     /// The audit log.
     TalonAudit {
-        /// Its directory; `<Datastore.location>/audit` when not set. Another disk is a good place.
+        /// Where its keys and its folder `audit` are; `Datastore.location` when not set. Another disk is a good place.
         directory: String,
-        /// The log's name in its checkpoints; the server's host name when not set.
+        /// The log's name in its checkpoints; `Frontend.hostname` when not set.
         origin: String,
     }
 }

@@ -1,0 +1,379 @@
+//! The command line's grammar: verbs and flags as administrators know them from stock deployments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Administers a deployment: configurations, users, queries, proofs.
+#[derive(Debug, Parser)]
+#[command(name = "talon", version, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags that every verb knows.
+#[derive(Debug, Args)]
+pub(crate) struct Globals {
+    /// The configuration file; without it VELOCIRAPTOR_CONFIG names one.
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The API client's configuration file; without it VELOCIRAPTOR_API_CONFIG names one.
+    #[arg(short, long = "api_config", global = true, value_name = "FILE")]
+    pub(crate) api_config: Option<PathBuf>,
+    /// The organisation.
+    #[arg(long, global = true, value_name = "ID")]
+    pub(crate) org: Option<String>,
+    /// Overrides one key of the configuration, as Frontend.bind_port=8443.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Says more on stderr.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Makes, shows and checks configurations.
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Makes and shows users.
+    #[command(subcommand)]
+    User(UserVerb),
+    /// Grants and shows what users may do.
+    #[command(subcommand)]
+    Acl(AclVerb),
+    /// Runs queries: over the API with -a, else on this machine.
+    Query(QueryArgs),
+    /// Works with the language itself.
+    #[command(subcommand)]
+    Vql(VqlVerb),
+    /// Lists, shows and verifies artifacts.
+    #[command(subcommand)]
+    Artifacts(ArtifactsVerb),
+    /// Proves what happened.
+    #[command(subcommand)]
+    Audit(AuditVerb),
+    /// Checks, saves and restores the server's data.
+    #[command(subcommand)]
+    Store(StoreVerb),
+    /// Shows the version of this program.
+    Version,
+}
+
+/// `config …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Prints a complete new server configuration with its own authority.
+    Generate {
+        #[command(flatten)]
+        patches: Patches,
+    },
+    /// Prints the configuration of agents.
+    Client,
+    /// Makes a certificate for a user and writes the configuration of an API client.
+    #[command(name = "api_client")]
+    ApiClient {
+        /// The user's name.
+        #[arg(long)]
+        name: String,
+        /// Roles; with them the user is made too. Replaces the roles that the user has.
+        #[arg(long, value_delimiter = ',')]
+        role: Vec<String>,
+        /// The file to write.
+        file: PathBuf,
+    },
+    /// Prints the configuration as programs see it.
+    Show {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        patches: Patches,
+    },
+    /// Says what is wrong with a configuration, or will be.
+    Check,
+    /// Prints the server configuration with new keys and certificates for the frontend and the gateway.
+    #[command(name = "rotate_keys", alias = "rotate")]
+    RotateKeys {
+        /// Days that the new certificates are valid.
+        #[arg(long, value_name = "DAYS")]
+        validity: Option<u32>,
+    },
+    /// Prints the server configuration with new certificates for the same keys.
+    #[command(name = "reissue_certs")]
+    ReissueCerts {
+        /// Days that the new certificates are valid.
+        #[arg(long, value_name = "DAYS")]
+        validity: Option<u32>,
+    },
+}
+
+/// Merge patches.
+#[derive(Debug, Args)]
+pub(crate) struct Patches {
+    /// A JSON merge patch (RFC 7396).
+    #[arg(long, value_name = "JSON")]
+    pub(crate) merge: Vec<String>,
+    /// A file with a JSON merge patch, applied before those of --merge.
+    #[arg(long = "merge_file", value_name = "FILE")]
+    pub(crate) merge_file: Option<PathBuf>,
+}
+
+/// `user …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserVerb {
+    /// Makes a user, or gives one another password and other roles.
+    Add {
+        /// The user's name.
+        user: String,
+        /// The password; without one, a line from stdin.
+        password: Option<String>,
+        /// Roles, in place of those that the user has.
+        #[arg(long, value_delimiter = ',', required = true)]
+        role: Vec<String>,
+    },
+    /// Prints a user's record.
+    Show {
+        /// The user's name.
+        user: String,
+        /// With hash and salt of the password, as GUI.initial_users takes them.
+        #[arg(long = "with_hashes")]
+        with_hashes: bool,
+    },
+}
+
+/// `acl …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum AclVerb {
+    /// Sets what a user may do, in place of what was.
+    Grant {
+        /// The user's name.
+        user: String,
+        /// A policy as JSON, such as {"collect_client": true}.
+        #[arg(default_value = "{}")]
+        policy: String,
+        /// Roles.
+        #[arg(long, value_delimiter = ',')]
+        role: Vec<String>,
+        /// Adds to what the user may do instead.
+        #[arg(long)]
+        merge: bool,
+    },
+    /// Prints a user's policy.
+    Show {
+        /// The user's name.
+        user: String,
+        /// With the permissions that the roles give.
+        #[arg(long)]
+        effective: bool,
+    },
+}
+
+/// `query …`
+#[derive(Debug, Args)]
+pub(crate) struct QueryArgs {
+    /// The queries, which share one scope.
+    #[arg(required = true, value_name = "VQL")]
+    pub(crate) queries: Vec<String>,
+    /// The form of the rows.
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    pub(crate) format: Format,
+    /// A variable, NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Stops after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) timeout: u64,
+    /// Rows in one message of the server.
+    #[arg(long = "max_row", value_name = "ROWS", default_value_t = 1000, hide = true)]
+    pub(crate) max_row: u64,
+}
+
+/// The form of rows on stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One array for each query.
+    Json,
+    /// One object on each line.
+    Jsonl,
+    /// Comma separated, with a line of names.
+    Csv,
+    /// A table for people.
+    Text,
+}
+
+/// `vql …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum VqlVerb {
+    /// Says whether a text is VQL, and prints its canonical form.
+    Parse {
+        /// The text; a file with @FILE, stdin with -.
+        vql: String,
+    },
+    /// Prints a text in the house style.
+    Reformat {
+        /// The text; a file with @FILE, stdin with -.
+        vql: String,
+    },
+    /// Lists the plugins and functions of agents.
+    List,
+    /// Prints the reference of all plugins and functions as JSON.
+    Export,
+}
+
+/// `artifacts …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArtifactsVerb {
+    /// Lists the built-in artifacts.
+    List {
+        /// A regular expression on the name.
+        pattern: Option<String>,
+    },
+    /// Prints an artifact.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Checks definitions.
+    Verify {
+        /// YAML files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// `audit …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditVerb {
+    /// Verifies the whole log offline, or one proof.
+    Verify {
+        /// A file of 'audit prove'; needs nothing but the log's public key.
+        #[arg(long, value_name = "FILE", requires = "key")]
+        proof: Option<PathBuf>,
+        /// The log's public key, in place of the one beside the log.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// A checkpoint that was kept elsewhere and that the log must continue.
+        #[arg(long, value_name = "FILE", conflicts_with = "proof")]
+        checkpoint: Option<PathBuf>,
+    },
+    /// Writes a proof that a record is in the log.
+    Prove {
+        /// The record's number; the first is 0.
+        index: u64,
+        /// The file to write, in place of stdout.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Prints the last records.
+    Tail {
+        /// How many; all with 0.
+        #[arg(long, short = 'n', default_value_t = 20)]
+        lines: u64,
+        /// Goes on with records as they come.
+        #[arg(long, short)]
+        follow: bool,
+        /// The form of the records.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+}
+
+/// `store …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreVerb {
+    /// Reads and verifies everything that is stored.
+    Check,
+    /// Writes everything to stdout, or to a file.
+    Export {
+        /// The file.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Takes everything in from an export, into an empty store.
+    Import {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_fixed_command_lines_parse() {
+        for line in [
+            "talon config generate",
+            "talon config generate --merge {} --merge {\"lockdown\":true} --merge_file f.json",
+            "talon -c s.yaml config client --org O123",
+            "talon -c s.yaml config api_client --name U --role administrator,api FILE",
+            "talon -c s.yaml config show --json",
+            "talon -c s.yaml config check",
+            "talon config check -c s.yaml",
+            "talon -c s.yaml config rotate_keys --validity 30",
+            "talon -c s.yaml config reissue_certs",
+            "talon -c s.yaml user add U PASSWORD --role reader",
+            "talon -c s.yaml user show U",
+            "talon -c s.yaml acl grant U --role reader",
+            "talon -c s.yaml acl grant U {\"any_query\":true} --merge",
+            "talon -c s.yaml acl show U --effective",
+            "talon -a api.yaml query SELECT --format csv --org ID --env K=V --env L=W",
+            "talon --api_config api.yaml query SELECT SELECT",
+            "talon query SELECT --format text",
+            "talon vql parse SELECT",
+            "talon vql reformat @f.vql",
+            "talon vql list",
+            "talon vql export",
+            "talon artifacts list",
+            "talon artifacts show Generic.Client.Info",
+            "talon artifacts verify a.yaml b.yaml",
+            "talon -c s.yaml audit verify",
+            "talon audit verify --proof f --key k",
+            "talon -c s.yaml audit prove 7 --output f",
+            "talon -c s.yaml audit tail --format jsonl",
+            "talon -c s.yaml store check",
+            "talon -c s.yaml store export",
+            "talon -c s.yaml store import f",
+            "talon -c s.yaml --set Frontend.bind_port=1 config show",
+            "talon version",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_2() {
+        for line in [
+            "talon",
+            "talon no-such-verb",
+            "talon config",
+            "talon config api_client FILE",
+            "talon config api_client --name U",
+            "talon user add U",
+            "talon query",
+            "talon query SELECT --format xml",
+            "talon audit prove x",
+            "talon audit verify --proof f",
+            "talon artifacts verify",
+            "talon --no-such-flag version",
+        ] {
+            assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}
