@@ -27,6 +27,7 @@ mod view;
 mod writer;
 
 pub use check::CheckReport;
+pub use segment::{SegmentBlock, segment_blocks};
 
 use index::Index;
 use key::{Kind, Layout as _, State};

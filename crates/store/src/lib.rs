@@ -11,7 +11,7 @@ mod portable;
 
 pub use audit_files::{AUDIT_FOLDER, AUDIT_KEY, AUDIT_PUBLIC_KEY, AuditFiles};
 pub use block::Limits;
-pub use embedded::{CheckReport, Embedded, Options};
+pub use embedded::{CheckReport, Embedded, Options, SegmentBlock, segment_blocks};
 pub use engine::{
     BlockEncoding, Engine, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, TableInfo, Ticket, Txn, UploadInfo, Work,
 };

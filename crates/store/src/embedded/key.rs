@@ -169,7 +169,7 @@ pub(super) trait Layout: Sized {
 }
 
 /// What is left of an encoded value.
-pub(super) struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
     pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {

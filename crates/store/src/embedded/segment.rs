@@ -146,6 +146,8 @@ pub(super) fn decode_block(raw: &Bytes, extent: &Extent, owner: Owner) -> Result
         Codec::None if data.len() == plain => Ok(data),
         Codec::None => Err("the block has another length than it claims".into()),
         Codec::Zlib => block::inflate(&data, plain).map(Bytes::from),
+        // lz4 cannot shrink data more than so, and the room is made before the data is looked at.
+        Codec::Lz4 if plain > data.len().saturating_mul(255).saturating_add(64) => Err("the lz4 block claims too much".into()),
         Codec::Lz4 => match lz4_flex::block::decompress(&data, plain) {
             Ok(out) if out.len() == plain => Ok(out.into()),
             _ => Err("the lz4 block is broken".into()),
@@ -194,6 +196,54 @@ pub(super) fn file_header(identity: &Identity, id: u64) -> Vec<u8> {
     let sum = crc32fast::hash(&out);
     out.extend_from_slice(&sum.to_le_bytes());
     out
+}
+
+/// A block as a segment file has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SegmentBlock {
+    /// The number that the index knows the table or upload by; 0 for the value of a record.
+    pub object: u64,
+    /// The first row of a table, or the first byte of an upload.
+    pub position: u64,
+    /// Rows in the block; 0 if it is not of a table.
+    pub rows: u32,
+    /// Rows or bytes, decompressed.
+    pub data: Bytes,
+}
+
+/// What is in a segment file, read without the index: what can be had when the index is lost. It ends behind the first block whose length
+/// cannot be known.
+///
+/// # Errors
+/// [`StoreError::Damaged`] when it is not a segment file.
+pub fn segment_blocks(file: Bytes) -> Result<impl Iterator<Item = Result<SegmentBlock, StoreError>>, StoreError> {
+    const SUM: usize = 36;
+    let damaged = |offset: usize, detail: String| StoreError::Damaged { place: format!("segment at {offset}"), detail };
+    let (head, rest) = file.split_at_checked(BLOCK_HEADER).ok_or_else(|| damaged(0, "too short".into()))?;
+    let (covered, sum) = head.split_at_checked(SUM).ok_or_else(|| damaged(0, "too short".into()))?;
+    if !covered.starts_with(&MAGIC) || sum != crc32fast::hash(covered).to_le_bytes() {
+        return Err(damaged(0, "the header is damaged, or of another kind of file".into()));
+    }
+    let mut rest = file.slice_ref(rest);
+    Ok(std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let offset = file.len().saturating_sub(rest.len());
+        let header = rest.get(..SUM).and_then(|covered| BlockHeader::take(&mut Fields(covered)));
+        let end = header.as_ref().and_then(|header| usize::try_from(header.stored).ok()?.checked_add(BLOCK_HEADER));
+        let (Some(header), Some(end)) = (header, end.filter(|end| *end <= rest.len())) else {
+            rest.clear();
+            return Some(Err(damaged(offset, "no whole block is here".into())));
+        };
+        let block = rest.split_to(end);
+        let extent = Extent { segment: 0, offset: 0, stored: header.stored, plain: header.plain, rows: header.rows };
+        Some(match decode_block(&block, &extent, header.owner) {
+            Ok(data) => Ok(SegmentBlock { object: header.owner.object, position: header.owner.position, rows: header.rows, data }),
+            Err(detail) => Err(damaged(offset, detail)),
+        })
+    }))
 }
 
 /// The segment files of a store, for reading.

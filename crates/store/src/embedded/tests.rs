@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use proptest::prelude::*;
 use talon_ids::OrgId;
 
-use super::segment::{Files, LocalFiles, SegmentFile};
+use super::segment::{Files, LocalFiles, SegmentFile, segment_blocks};
 use super::{Embedded, Options};
 use crate::conformance::{Draw, contents, plain_chunk, plain_rows, step, suite, transaction, zlib};
 use crate::{Engine, Memory, ObjectName, Reader, Space, StoreError, Ticket, Work, export, import};
@@ -377,6 +377,28 @@ fn damage_at_any_place_of_a_segment_is_reported() {
     let store = open(folder.path());
     assert_eq!(read_damaged(&store), 4);
     assert!(!store.check().unwrap().is_sound());
+}
+
+#[test]
+fn a_segment_is_read_without_its_index() {
+    let folder = tempfile::tempdir().unwrap();
+    one_segment(folder.path());
+    let file = std::fs::read(segments(folder.path()).remove(0)).unwrap();
+    let read = |file: &[u8]| segment_blocks(file.to_vec().into()).map(|blocks| blocks.collect::<Vec<_>>());
+    let blocks: Vec<_> = read(&file).unwrap().into_iter().map(Result::unwrap).collect();
+    let rows = |first| (u32::try_from(first).unwrap(), plain_rows(first, 6).data);
+    assert_eq!(blocks.iter().map(|block| block.rows).collect::<Vec<_>>(), [6, 6, 0, 0]);
+    assert_eq!((blocks[0].position as u32, blocks[0].data.clone()), rows(0));
+    assert_eq!((blocks[1].position as u32, blocks[1].data.clone()), rows(6));
+    assert_eq!(blocks[2].data, Draw::new(1).bytes(60));
+    assert_eq!(blocks[3].data, vec![7; 9000]);
+    for at in 0..file.len() {
+        let mut changed = file.clone();
+        changed[at] ^= 1;
+        let wrong = read(&changed).map_or(1, |found| found.iter().filter(|block| block.is_err()).count());
+        assert!(wrong >= 1, "byte {at}");
+        assert!(read(&file[..at]).map_or(at < 40, |found| found.iter().flatten().count() < 4), "cut at {at}");
+    }
 }
 
 #[test]
