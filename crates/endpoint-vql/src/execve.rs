@@ -79,7 +79,7 @@ fn execve(call: Call) -> Result<Rows, CallError> {
     let separator = call.string("sep").into_bytes();
     let session =
         Session { running: Running { child, scope }, receiver, separator, length, stdout: Vec::new(), stderr: Vec::new(), ended: false };
-    Ok(Rows::try_from_iter(session))
+    Ok(Rows::try_of(session))
 }
 
 /// Reads a pipe on a thread of its own, until it ends or nobody listens.

@@ -60,7 +60,7 @@ fn glob(call: Call) -> Result<Rows, CallError> {
         call,
         scope,
     };
-    Ok(Rows::try_from_iter(walk))
+    Ok(Rows::try_of(walk))
 }
 
 /// A folder to be read, and the patterns that may match below it.

@@ -35,7 +35,7 @@ fn interfaces(call: Call) -> Result<Rows, CallError> {
     let mut names = host::state_names(&permit, Path::new("/sys/class/net"))?;
     names.sort_unstable();
     let rows: Vec<Dict> = names.iter().filter_map(|name| row(&permit, name, addresses.remove(name).unwrap_or_default())).collect();
-    Ok(Rows::from_iter(rows))
+    Ok(Rows::of(rows))
 }
 
 fn with_prefix(address: &if_addrs::IfAddr) -> String {

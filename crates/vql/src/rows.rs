@@ -49,6 +49,13 @@ impl Rows {
     }
 }
 
+impl<V: Into<Value>> FromIterator<V> for Rows {
+    /// Takes the rows out at once; [`Rows::of`] pulls them one by one.
+    fn from_iter<I: IntoIterator<Item = V>>(rows: I) -> Self {
+        Self::of(rows.into_iter().map(Into::into).collect::<Vec<Value>>())
+    }
+}
+
 impl Iterator for Rows {
     type Item = Result<Value, CallError>;
 
