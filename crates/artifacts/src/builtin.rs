@@ -7,6 +7,7 @@ use crate::Definition;
 /// File and text of each definition.
 const TEXTS: &[(&str, &str)] = &[
     ("Generic/Client/Info.yaml", include_str!("../definitions/Generic/Client/Info.yaml")),
+    ("Generic/Client/Stats.yaml", include_str!("../definitions/Generic/Client/Stats.yaml")),
     ("Linux/Search/FileFinder.yaml", include_str!("../definitions/Linux/Search/FileFinder.yaml")),
     ("Linux/Sys/Pslist.yaml", include_str!("../definitions/Linux/Sys/Pslist.yaml")),
     ("Linux/Sys/Users.yaml", include_str!("../definitions/Linux/Sys/Users.yaml")),

@@ -351,30 +351,30 @@ fn parameters_of_the_file_finder() {
         &repository(&[]),
         &request(&["Linux.Search.FileFinder"]),
         &expect![[r#"
-        request 1/1
-          env SearchFilesGlobs="Glob\n/home/*\n"
-          env Accessor="auto"
-          env ModifiedAfter=""
-          env ModifiedBefore=""
-          env MaxSize="0"
-          env IncludeDirectories="N"
-          env LocalFilesystemOnly="N"
-          env FollowLinks="N"
-          env CalculateHash="N"
-          env UploadFiles="N"
-          precondition "LET SearchFilesGlobs <= if(condition=format(format=\"%T\", args=(SearchFilesGlobs, )) = \"string\", then={ SELECT * FROM parse_csv(filename=SearchFilesGlobs, accessor=\"data\") }, else=SearchFilesGlobs)\n\nLET ModifiedAfter <= timestamp(epoch=ModifiedAfter)\n\nLET ModifiedBefore <= timestamp(epoch=ModifiedBefore)\n\nLET MaxSize <= int(int=MaxSize)\n\nLET IncludeDirectories <= IncludeDirectories = TRUE OR IncludeDirectories =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET LocalFilesystemOnly <= LocalFilesystemOnly = TRUE OR LocalFilesystemOnly =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET FollowLinks <= FollowLinks = TRUE OR FollowLinks =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET CalculateHash <= CalculateHash = TRUE OR CalculateHash =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET UploadFiles <= UploadFiles = TRUE OR UploadFiles =~ \"^(Y|TRUE|YES|OK)$\"\n\nSELECT OS FROM info() WHERE OS = \"linux\"\n"
-          -: LET SearchFilesGlobs <= if(condition=format(format="%T", args=(SearchFilesGlobs, )) = "string", then={ SELECT * FROM parse_csv(filename=SearchFilesGlobs, accessor="data") }, else=SearchFilesGlobs)
-          -: LET ModifiedAfter <= timestamp(epoch=ModifiedAfter)
-          -: LET ModifiedBefore <= timestamp(epoch=ModifiedBefore)
-          -: LET MaxSize <= int(int=MaxSize)
-          -: LET IncludeDirectories <= IncludeDirectories = TRUE OR IncludeDirectories =~ "^(Y|TRUE|YES|OK)$"
-          -: LET LocalFilesystemOnly <= LocalFilesystemOnly = TRUE OR LocalFilesystemOnly =~ "^(Y|TRUE|YES|OK)$"
-          -: LET FollowLinks <= FollowLinks = TRUE OR FollowLinks =~ "^(Y|TRUE|YES|OK)$"
-          -: LET CalculateHash <= CalculateHash = TRUE OR CalculateHash =~ "^(Y|TRUE|YES|OK)$"
-          -: LET UploadFiles <= UploadFiles = TRUE OR UploadFiles =~ "^(Y|TRUE|YES|OK)$"
-          -: LET Found = SELECT OSPath, Size, Mode.String AS Mode, Mtime, Atime, Ctime, Btime, IsDir FROM glob(globs=SearchFilesGlobs.Glob, accessor=Accessor, nosymlink=NOT FollowLinks, one_filesystem=LocalFilesystemOnly) WHERE (IncludeDirectories OR NOT IsDir)  AND (MaxSize = 0 OR Size <= MaxSize)  AND (NOT ModifiedAfter OR Mtime > ModifiedAfter)  AND (NOT ModifiedBefore OR Mtime < ModifiedBefore)
-          Linux.Search.FileFinder: SELECT OSPath, Size, Mode, Mtime, Atime, Ctime, Btime, IsDir, if(condition=CalculateHash  AND NOT IsDir, then=hash(path=OSPath, accessor=Accessor)) AS Hash, if(condition=UploadFiles  AND NOT IsDir, then=upload(file=OSPath, accessor=Accessor, mtime=Mtime)) AS Upload FROM Found
-    "#]],
+            request 1/1
+              env SearchFilesGlobs="Glob\n/home/*\n"
+              env Accessor="auto"
+              env ModifiedAfter=""
+              env ModifiedBefore=""
+              env MaxSize="0"
+              env IncludeDirectories="N"
+              env LocalFilesystemOnly="N"
+              env FollowLinks="N"
+              env CalculateHash="N"
+              env UploadFiles="N"
+              precondition "LET SearchFilesGlobs <= if(condition=format(format=\"%T\", args=(SearchFilesGlobs, )) = \"string\", then={ SELECT * FROM parse_csv(filename=SearchFilesGlobs, accessor=\"data\") }, else=SearchFilesGlobs)\n\nLET ModifiedAfter <= timestamp(epoch=ModifiedAfter)\n\nLET ModifiedBefore <= timestamp(epoch=ModifiedBefore)\n\nLET MaxSize <= int(int=MaxSize)\n\nLET IncludeDirectories <= IncludeDirectories = TRUE OR IncludeDirectories =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET LocalFilesystemOnly <= LocalFilesystemOnly = TRUE OR LocalFilesystemOnly =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET FollowLinks <= FollowLinks = TRUE OR FollowLinks =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET CalculateHash <= CalculateHash = TRUE OR CalculateHash =~ \"^(Y|TRUE|YES|OK)$\"\n\nLET UploadFiles <= UploadFiles = TRUE OR UploadFiles =~ \"^(Y|TRUE|YES|OK)$\"\n\nSELECT OS FROM info() WHERE OS = \"linux\"\n"
+              -: LET SearchFilesGlobs <= if(condition=format(format="%T", args=(SearchFilesGlobs, )) = "string", then={ SELECT * FROM parse_csv(filename=SearchFilesGlobs, accessor="data") }, else=SearchFilesGlobs)
+              -: LET ModifiedAfter <= timestamp(epoch=ModifiedAfter)
+              -: LET ModifiedBefore <= timestamp(epoch=ModifiedBefore)
+              -: LET MaxSize <= int(int=MaxSize)
+              -: LET IncludeDirectories <= IncludeDirectories = TRUE OR IncludeDirectories =~ "^(Y|TRUE|YES|OK)$"
+              -: LET LocalFilesystemOnly <= LocalFilesystemOnly = TRUE OR LocalFilesystemOnly =~ "^(Y|TRUE|YES|OK)$"
+              -: LET FollowLinks <= FollowLinks = TRUE OR FollowLinks =~ "^(Y|TRUE|YES|OK)$"
+              -: LET CalculateHash <= CalculateHash = TRUE OR CalculateHash =~ "^(Y|TRUE|YES|OK)$"
+              -: LET UploadFiles <= UploadFiles = TRUE OR UploadFiles =~ "^(Y|TRUE|YES|OK)$"
+              -: LET Found = SELECT OSPath, Size, Mode.String || Mode AS Mode, Mtime, Atime, Ctime, Btime, IsDir FROM glob(globs=SearchFilesGlobs.Glob, accessor=Accessor, nosymlink=NOT FollowLinks, one_filesystem=LocalFilesystemOnly) WHERE (IncludeDirectories OR NOT IsDir)  AND (MaxSize = 0 OR Size <= MaxSize)  AND (NOT ModifiedAfter OR Mtime > ModifiedAfter)  AND (NOT ModifiedBefore OR Mtime < ModifiedBefore)
+              Linux.Search.FileFinder: SELECT OSPath, Size, Mode, Mtime, Atime, Ctime, Btime, IsDir, if(condition=CalculateHash  AND NOT IsDir, then=hash(path=OSPath, accessor=Accessor)) AS Hash, if(condition=UploadFiles  AND NOT IsDir, then=upload(file=OSPath, accessor=Accessor, mtime=Mtime)) AS Upload FROM Found
+        "#]],
     );
 }
 
