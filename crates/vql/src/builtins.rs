@@ -5,6 +5,7 @@ mod containers;
 mod control;
 mod encodings;
 mod log;
+mod objects;
 mod paths;
 mod strings;
 mod times;
@@ -34,6 +35,7 @@ pub(crate) fn register(registry: &mut Registry) {
     control::register(registry);
     encodings::register(registry);
     log::register(registry);
+    objects::register(registry);
     paths::register(registry);
     strings::register(registry);
     times::register(registry);

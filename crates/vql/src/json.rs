@@ -392,7 +392,7 @@ impl Decoder<'_> {
         if !number_is_well_formed(text) {
             return Err(JsonError { at: start, what: "not a number" });
         }
-        if !text.contains(['.', 'e', 'E']) {
+        if !text.contains(['.', 'e', 'E']) && text != "-0" {
             if let Ok(number) = text.parse() {
                 return Ok(Value::UInt(number));
             }

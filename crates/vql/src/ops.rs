@@ -103,6 +103,7 @@ pub fn equal(left: &Value, right: &Value) -> bool {
         (Value::Null, Value::Null) => true,
         (Value::Null, _) | (_, Value::Null) => false,
         (Value::Str(_) | Value::Bytes(_), Value::Str(_) | Value::Bytes(_)) => left.as_bytes() == right.as_bytes(),
+        (Value::Object(_), _) | (_, Value::Object(_)) => compare(left, right) == Some(Ordering::Equal),
         (Value::Bool(value), Value::Str(text)) => *value == matches!(text.as_bytes(), b"Y" | b"y" | b"TRUE" | b"True"),
         (Value::Time(_), _) | (_, Value::Time(_)) => match (as_time(left), as_time(right)) {
             (Some(left), Some(right)) => left == right,
@@ -163,6 +164,8 @@ pub fn greater(left: &Value, right: &Value) -> bool {
 /// The order of scalars; `None` for kinds that have none between them.
 fn compare(left: &Value, right: &Value) -> Option<Ordering> {
     match (left, right) {
+        (Value::Object(object), other) => object.compare(other),
+        (other, Value::Object(object)) => object.compare(other).map(Ordering::reverse),
         (Value::Str(_) | Value::Bytes(_), Value::Str(_) | Value::Bytes(_)) => left.as_bytes().partial_cmp(&right.as_bytes()),
         (Value::Time(left), Value::Str(text)) => parse_flexibly(&text.to_str(), &TimeZone::UTC).map(|right| left.cmp(&right)),
         (Value::Str(text), Value::Time(right)) => parse_flexibly(&text.to_str(), &TimeZone::UTC).map(|left| left.cmp(right)),

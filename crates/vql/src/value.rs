@@ -74,6 +74,18 @@ pub trait Object: Send + Sync + 'static {
         Value::Null
     }
 
+    /// How the object compares with `other`; `None` when it does not.
+    fn compare(&self, other: &Value) -> Option<std::cmp::Ordering> {
+        let _ = other;
+        None
+    }
+
+    /// Sets the member `name`, for objects that keep what they are told. False where that is not possible.
+    fn set_member(&self, name: Key, value: Value) -> bool {
+        let _ = (name, value);
+        false
+    }
+
     /// Whether the object counts as true.
     fn is_true(&self) -> bool {
         false

@@ -312,6 +312,7 @@ fn selecting() {
 fn laziness() {
     for (text, expected) in [
         ("SELECT log(message='column') AS A FROM range(end=3) WHERE FALSE", vec![]),
+        ("SELECT cache(func=log(message='ran', dedup=-1), key=1) AS A FROM range(end=3)", vec!["DEFAULT:ran"]),
         ("SELECT if(condition=TRUE, then=log(message='yes'), else=log(message='no')) AS A FROM scope()", vec!["DEFAULT:yes"]),
         ("LET Q = SELECT log(message='ran') FROM scope() SELECT 1 FROM scope()", vec![]),
         ("SELECT log(message='m', dedup=-1) AS A FROM scope() WHERE A AND A", vec!["DEFAULT:m"]),
@@ -413,6 +414,22 @@ fn control() {
             ("LET X = 4 SELECT * FROM query(query='SELECT X FROM scope()', inherit=TRUE)", r#"[{"X":4}]"#),
             ("SELECT eval(func='x=>x + 1', args=2) AS A FROM scope()", r#"[{"A":3}]"#),
             ("SELECT * FROM column_filter(query={SELECT 1 AS A, 2 AS B, 3 AS AB FROM scope()}, include='A', exclude='B')", r#"[{"A":1}]"#),
+            (
+                "SELECT * FROM batch(query={SELECT * FROM range(end=3)}, batch_size=2)",
+                r#"[{"rows":[{"_value":0},{"_value":1}]},{"rows":[{"_value":2}]}]"#,
+            ),
+            (
+                "SELECT len(list=rows) AS N FROM batch(query={SELECT * FROM range(end=4)}, batch_func='x=>x._value = 0')",
+                r#"[{"N":1},{"N":3}]"#,
+            ),
+            (
+                "LET C <= lru(size=2) LET _ <= SELECT set(item=C, field=str(str=_value), value=_value) FROM range(end=3) SELECT get(item=C, field='0') AS A, get(item=C, field='2') AS B FROM scope()",
+                r#"[{"A":null,"B":2}]"#,
+            ),
+            (
+                "LET F(x) = cache(func=log(message='ran', dedup=-1) && x, key=x) SELECT F(x=1) AS A, F(x=1) AS B FROM scope()",
+                r#"[{"A":1,"B":1}]"#,
+            ),
             ("SELECT * FROM range(`**`=dict(end=1), end=5)", r#"[{"_value":0}]"#),
             ("SELECT * FROM range(`**`=lazy_dict(start=1, end=2))", r#"[{"_value":1}]"#),
         ],
@@ -787,6 +804,17 @@ fn builtins() {
             ("commandline_split(command='a \\'b c\\' d', bash_style=TRUE)", r#"["a","b c","d"]"#),
             ("xor(string='ab', key='b')", r#""\u0003\u0000""#),
             ("entropy(string='Hello world')", "2.84"),
+            ("semver(version='v1.2.3-dev')", r#"{"Major":1,"Minor":2,"Patch":3,"Prerelease":"dev","Version":"1.2.3-dev"}"#),
+            ("semver(version='1.10') > '1.9.9'", "true"),
+            ("semver(version='1.0.0-rc.2') < semver(version='1.0.0')", "true"),
+            ("semver(version='1.0') = 'x'", "false"),
+            ("semver(version='x')", "null"),
+            ("ip(parse='::ffff:10.1.2.3')", r#""10.1.2.3""#),
+            ("ip(parse='10.1.2.3').IsPrivate", "true"),
+            ("cidr_contains(ip='10.1.2.3', ranges=('192.168.0.0/16', '10.0.0.0/8'))", "true"),
+            ("cidr_contains(ip='11.1.2.3', ranges='10.0.0.0/8')", "false"),
+            ("cidr_contains(ip='::1', ranges='::/0')", "true"),
+            ("similarity(set1=dict(a=1, b=2), set2=dict(a=1, b=3))", "0.5"),
             ("regex_transform(source='Hello world', map=dict(`^Hello`='Bye'))", r#""Bye world""#),
         ],
         value,

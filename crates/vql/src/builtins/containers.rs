@@ -136,10 +136,10 @@ pub(super) fn register(registry: &mut Registry) {
         Signature::function("similarity", "How much two dicts have in common, from 0 to 1.")
             .args(args![Arg::required("set1", ArgType::Dict, "One dict."), Arg::required("set2", ArgType::Dict, "The other."),]),
         |call| {
-            let (Some(left), Some(right)) = (call.dict("set1"), call.dict("set2")) else { return Ok(Value::Int(0)) };
+            let (Value::Dict(left), Value::Dict(right)) = (call.value("set1"), call.value("set2")) else { return Ok(Value::Int(0)) };
             let common = left.iter().filter(|(key, value)| right.get(key).is_some_and(|other| crate::ops::equal(value, other))).count();
             let all = left.len().saturating_add(right.keys().filter(|key| !left.contains_key(key)).count());
-            Ok(if all == 0 { Value::Int(0) } else { Value::Float(common as f64 / all as f64) })
+            Ok(if all == 0 { Value::Int(0) } else { Value::Float(1.0 - all.saturating_sub(common) as f64 / all as f64) })
         },
     );
 }
@@ -212,6 +212,12 @@ fn set(call: Call) -> Result<Value, CallError> {
                     dict.into()
                 }
             }))
+        }
+        Value::Object(object) => {
+            if !call.scope().keep(value.weight().saturating_add(name.len() as u64)) {
+                return Err(CallError::Silent);
+            }
+            if object.set_member(Key::from(name), value) { Ok(Value::Object(object)) } else { Err("the item cannot be changed".into()) }
         }
         Value::List(items) => {
             let place: usize = name.parse().map_err(|_| CallError::Argument("Field field should be a place in the list".to_owned()))?;
