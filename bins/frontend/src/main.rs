@@ -1,1 +1,113 @@
-fn main() {}
+//! `talon-frontend`: the server. Loads the configuration, binds its listeners, opens the services, serves until a signal comes, drains.
+
+mod api;
+mod listener;
+mod services;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use talon_api::ApiListener;
+use talon_config::{EXIT_UNUSABLE, Loader, ServerConfig};
+use talon_transport::{FrontendListener, TransportError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The server: serves agents and the API in the foreground.
+#[derive(Parser)]
+#[command(name = "talon-frontend", version)]
+struct Arguments {
+    /// The server's configuration file; without it VELOCIRAPTOR_CONFIG names one.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Logs more: each request, each connection.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let loaded = Loader::from_process().file(arguments.config).load().and_then(ServerConfig::new);
+    let config = match loaded {
+        Ok(config) => config,
+        Err(error) => return unusable(&error.into()),
+    };
+    log(arguments.verbose || config.configuration().stock.verbose);
+    match serve(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<Unusable>().is_some() => unusable(&error),
+        Err(error) => {
+            eprintln!("talon-frontend: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Marks an error as one of the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration cannot be used")]
+struct Unusable;
+
+fn unusable(error: &anyhow::Error) -> ExitCode {
+    eprintln!("talon-frontend: {error:#}");
+    ExitCode::from(EXIT_UNUSABLE)
+}
+
+fn log(verbose: bool) {
+    let fallback = if verbose { "debug,h2=info,hyper=info,rustls=info" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(fallback));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+}
+
+#[tokio::main]
+async fn serve(config: &ServerConfig) -> Result<()> {
+    talon_transport::install_crypto_provider()?;
+    let drain = drain_on_signals()?;
+    let agents = FrontendListener::bind(listener::settings(config).context(Unusable)?).await.map_err(by_blame)?;
+    let callers = ApiListener::bind(api::settings(config).await.context(Unusable)?).await?;
+    let server = tokio::task::block_in_place(|| services::open(config))?;
+    let api_address = callers.local_addr().map_or_else(|| format!("unix:{}", config.api().bind_address), |address| address.to_string());
+    announce(&format!("talon-frontend is ready: agents {}, API {api_address}", agents.local_addr()))?;
+    let api = tokio::spawn(callers.serve(api::service(config, server.clone()), drain.clone()));
+    let (leaving, signalled) = (server.clone(), drain.clone());
+    tokio::spawn(async move {
+        signalled.cancelled().await;
+        leaving.drain();
+    });
+    agents.serve(Arc::new(server), drain).await;
+    api.await??;
+    Ok(())
+}
+
+/// A token that the first signal to end cancels.
+fn drain_on_signals() -> Result<CancellationToken> {
+    let drain = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()] {
+        let mut signals = signal(kind)?;
+        let drain = drain.clone();
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                tracing::info!(signal = kind.as_raw_value(), "draining");
+                drain.cancel();
+            }
+        });
+    }
+    Ok(drain)
+}
+
+fn by_blame(error: TransportError) -> anyhow::Error {
+    let settings = matches!(error, TransportError::Configuration(_));
+    let error = anyhow::Error::new(error);
+    if settings { error.context(Unusable) } else { error }
+}
+
+/// The one line on stdout that says that all listeners are bound.
+fn announce(line: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot say that the server is ready")
+}
