@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use talon_audit::{Entry, LogReader, Record, VerifierKey, verify_log, verify_proof};
 use talon_store::AuditFiles;
-use talon_vql::json;
+use talon_vql::{Dict, json};
 
 use crate::arguments::{AuditVerb, Format, Globals};
 use crate::config::load_server;
@@ -72,7 +72,8 @@ fn tail(globals: &Globals, lines: u64, follow: bool, format: Format) -> Result<(
         for Entry { index, record, .. } in &entries {
             next = index.saturating_add(1);
             let text = line(*index, record)?;
-            writer.row(&json::decode_row(text.as_bytes()).context("an audit record is no JSON object")?)?;
+            let row = json::decode_row(text.as_bytes()).context("an audit record is no JSON object")?;
+            writer.row(&if format == Format::Text { for_people(row) } else { row })?;
         }
         if !more && !follow {
             return writer.end();
@@ -111,6 +112,12 @@ struct Line<'a> {
     time: String,
     #[serde(flatten)]
     record: &'a Record,
+}
+
+/// What fits a terminal.
+fn for_people(mut row: Dict) -> Dict {
+    row.remove("time_ns");
+    row
 }
 
 fn line(index: u64, record: &Record) -> Result<String> {

@@ -100,7 +100,7 @@ impl<W: Write> RowWriter<W> {
             }
             Format::Text => {
                 let header = self.columns(row);
-                self.table.push(header.iter().map(|name| cell(row.get(name)).escape_debug().to_string()).collect());
+                self.table.push(header.iter().map(|name| on_one_line(&cell(row.get(name)))).collect());
             }
         }
         Ok(())
@@ -164,6 +164,12 @@ fn cell(value: Option<&Value>) -> String {
             serde_json::from_str::<String>(&text).unwrap_or(text)
         }
     }
+}
+
+/// A text without line breaks and whatever else a terminal would obey.
+fn on_one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]

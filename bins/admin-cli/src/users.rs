@@ -8,7 +8,8 @@ use talon_acl::{FieldValue, Policy, Role};
 use talon_audit::Details;
 use talon_config::ServerConfig;
 use talon_crypto::{SystemRng, Zeroizing};
-use talon_ids::{OrgId, Permission, UserName};
+use talon_ids::{OrgId, UserName};
+use talon_proto::ApiClientAcl;
 use talon_server::UserChange;
 use talon_vql::format::quote_string;
 use talon_vql::{Dict, json};
@@ -53,8 +54,7 @@ pub(crate) fn nonce_of(server: &ServerConfig, org: &OrgId) -> Result<String> {
     match open(server)? {
         Access::Stopped(stopped) => stopped.nonce_of(org)?.with_context(unknown),
         Access::Running(mut running) => {
-            let vql = format!("SELECT Nonce FROM orgs() WHERE OrgId = {}", quote_string(org.as_str()));
-            let rows = running.query(&OrgId::root(), vql)?;
+            let rows = running.query(org, "SELECT org().nonce AS Nonce FROM scope()".to_owned())?;
             rows.first().and_then(|row| text(row, "Nonce")).with_context(unknown)
         }
     }
@@ -84,13 +84,16 @@ impl Change {
 
     fn apply_to_store(self, stopped: &Stopped, org: &OrgId) -> Result<()> {
         let directory = &stopped.directory;
+        if !self.create {
+            directory.user(&self.user)?.with_context(|| format!("User not found: {}: make it with 'user add'", self.user))?;
+        }
         let before = directory.policy(org, &self.user)?;
         let policy = match before {
             Some(before) if self.merge => before.merged_with(&self.policy),
             _ => self.policy,
         };
         let right = directory.right_over(directory.superuser(), std::slice::from_ref(org))?;
-        let mut details = Details::new().text("username", self.user.as_str()).json("acl", policy_json(&policy));
+        let mut details = Details::new().text("username", self.user.as_str()).json("acl", policy_json(&policy)?);
         if self.password.is_some() {
             details = details.secret("password");
         }
@@ -101,20 +104,20 @@ impl Change {
     }
 
     fn apply_to_server(self, running: &mut Running, org: &OrgId) -> Result<()> {
-        let policy = match self.merge {
-            false => self.policy,
-            true => policies(running, org, &self.user)?.0.merged_with(&self.policy),
-        };
         let user = quote_string(self.user.as_str());
-        let policy = quote_string(&policy_json(&policy).to_string());
-        if self.create {
+        let call = if self.create {
+            let roles: Vec<_> = self.policy.roles().iter().map(|role| quote_string(role.name())).collect();
             let password = self.password.map(|password| format!(", password={}", quote_string(&password))).unwrap_or_default();
-            let roles = quote_string("[]");
-            let vql = format!("SELECT user_create(user={user}, roles=parse_json_array(data={roles}){password}) AS Done FROM scope()");
-            done(&running.query(org, vql)?)?;
-        }
-        let vql = format!("SELECT user_grant(user={user}, policy=parse_json(data={policy})) AS Done FROM scope()");
-        done(&running.query(org, vql)?)
+            format!("user_create(user={user}, roles=[{}]{password})", roles.join(", "))
+        } else {
+            let policy = match self.merge {
+                false => self.policy,
+                true => policies(running, org, &self.user)?.0.merged_with(&self.policy),
+            };
+            let policy = quote_string(&policy_json(&policy)?.to_string());
+            format!("user_grant(user={user}, policy=parse_json(data={policy}))")
+        };
+        done(&running.query(org, format!("SELECT {call} AS Done FROM scope()"))?)
     }
 }
 
@@ -135,8 +138,12 @@ fn policies(running: &mut Running, org: &OrgId, user: &UserName) -> Result<(Poli
 }
 
 fn record(running: &mut Running, org: &OrgId, user: &UserName) -> Result<Arc<Dict>> {
-    let vql = format!("SELECT * FROM gui_users() WHERE lowcase(string=name) = {}", quote_string(&user.folded()));
-    running.query(org, vql)?.into_iter().next().with_context(|| format!("User not found: {user}"))
+    let vql = format!("SELECT user(user={}) AS User FROM scope()", quote_string(user.as_str()));
+    let rows = running.query(org, vql)?;
+    match rows.first().and_then(|row| row.get("User")) {
+        Some(talon_vql::Value::Dict(found)) => Ok(found.clone()),
+        _ => bail!("User not found: {user}"),
+    }
 }
 
 fn show(server: &ServerConfig, user: &UserName, with_hashes: bool) -> Result<()> {
@@ -167,12 +174,12 @@ fn show_policy(server: &ServerConfig, org: &OrgId, user: &UserName, effective: b
     let shown = match open(server)? {
         Access::Running(mut running) => {
             let (policy, given) = policies(&mut running, org, user)?;
-            if effective { given } else { policy_json(&policy) }
+            if effective { given } else { policy_json(&policy)? }
         }
         Access::Stopped(stopped) => {
             stopped.directory.user(user)?.with_context(|| format!("User not found: {user}"))?;
             let policy = stopped.directory.policy(org, user)?.unwrap_or_default();
-            if effective { effective_json(&policy, org) } else { policy_json(&policy) }
+            if effective { acl_json(&policy.effective(org).to_proto())? } else { policy_json(&policy)? }
         }
     };
     print_line(&shown.to_string())
@@ -206,31 +213,16 @@ fn fields(value: &Value) -> Option<Vec<(String, FieldValue)>> {
     value.as_object()?.iter().map(field).collect()
 }
 
-/// A policy as stock programs write it: flags in snake case, and lists.
-fn policy_json(policy: &Policy) -> Value {
-    let mut object = flags(|permission| policy.granted().contains(permission));
-    let names = |names: Vec<&str>| Value::from(names);
-    if !policy.publish_queues().is_empty() {
-        object.insert("publish_queues".to_owned(), names(policy.publish_queues().iter().map(String::as_str).collect()));
-    }
-    if !policy.roles().is_empty() {
-        object.insert("roles".to_owned(), names(policy.roles().iter().map(|role| role.name()).collect()));
-    }
-    Value::Object(object)
+/// A policy as stock programs write it.
+fn policy_json(policy: &Policy) -> Result<Value> {
+    acl_json(&policy.to_proto())
 }
 
-fn effective_json(policy: &Policy, org: &OrgId) -> Value {
-    let given = policy.effective(org).permissions();
-    let mut shown = flags(|permission| given.contains(permission));
-    if let Value::Object(own) = policy_json(policy) {
-        shown.extend(own.into_iter().filter(|(name, _)| matches!(name.as_str(), "roles" | "publish_queues")));
-    }
-    Value::Object(shown)
-}
-
-fn flags(granted: impl Fn(Permission) -> bool) -> Map<String, Value> {
-    let held = Permission::ALL.iter().filter(|permission| granted(**permission) && **permission != Permission::Publish);
-    held.map(|permission| (permission.name().to_ascii_lowercase(), Value::Bool(true))).collect()
+/// Only what is granted: a field that is not there grants nothing.
+fn acl_json(acl: &ApiClientAcl) -> Result<Value> {
+    let mut fields: Map<String, Value> = serde_json::from_str(&talon_server::reflect::to_json("ApiClientACL", acl)?)?;
+    fields.retain(|_, value| value.as_bool().unwrap_or_else(|| value.as_array().is_some_and(|names| !names.is_empty())));
+    Ok(Value::Object(fields))
 }
 
 fn text(row: &Dict, column: &str) -> Option<String> {

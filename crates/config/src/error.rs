@@ -32,13 +32,11 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: {reason}: check the path and the permissions")]
+    #[error("cannot read {path}: check the path and the permissions")]
     Unreadable {
         /// The file.
         path: String,
         /// The operating system's reason.
-        reason: std::io::ErrorKind,
-        /// The error itself.
         #[source]
         source: std::io::Error,
     },

@@ -131,7 +131,7 @@ impl ApiClientConfig {
 }
 
 fn read_file(path: &Path) -> Result<talon_crypto::Zeroizing<String>, ConfigError> {
-    let unreadable = |source: std::io::Error| ConfigError::Unreadable { path: path.display().to_string(), reason: source.kind(), source };
+    let unreadable = |source: std::io::Error| ConfigError::Unreadable { path: path.display().to_string(), source };
     std::fs::read_to_string(path).map(talon_crypto::Zeroizing::new).map_err(unreadable)
 }
 
