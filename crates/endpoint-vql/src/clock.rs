@@ -35,17 +35,15 @@ impl Clock for SystemClock {
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
-        Signature::plugin("clock", "A row each period, for ever.")
-            .args(
-                const {
-                    &[
-                        Arg::optional("start", ArgType::Time, "Wait until then first."),
-                        Arg::optional("period", ArgType::Int, "Seconds between rows, 1 unless given."),
-                        Arg::optional("ms", ArgType::Int, "Milliseconds between rows, instead."),
-                    ]
-                },
-            )
-            .version(1),
+        Signature::plugin("clock", "A row each period, for ever.").args(
+            const {
+                &[
+                    Arg::optional("start", ArgType::Time, "Wait until then first."),
+                    Arg::optional("period", ArgType::Int, "Seconds between rows, 1 unless given."),
+                    Arg::optional("ms", ArgType::Int, "Milliseconds between rows, instead."),
+                ]
+            },
+        ),
         clock,
     );
 }

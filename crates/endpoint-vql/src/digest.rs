@@ -19,7 +19,7 @@ pub(crate) fn register(registry: &mut Registry) {
                     ]
                 },
             )
-            .version(2),
+            .version(3),
         hash,
     );
 }

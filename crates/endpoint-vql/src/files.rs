@@ -18,44 +18,37 @@ const STAT: &[Arg] =
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
-        Signature::plugin("stat", "What the file system says of a file.").args(STAT).version(1).permissions(&[Permission::FilesystemRead]),
+        Signature::plugin("stat", "What the file system says of a file.").args(STAT).version(2).permissions(&[Permission::FilesystemRead]),
         |call| Ok(Rows::one(stat_row(&call)?)),
     );
     registry.function(
-        Signature::function("stat", "What the file system says of a file.")
-            .args(STAT)
-            .version(1)
-            .permissions(&[Permission::FilesystemRead]),
+        Signature::function("stat", "What the file system says of a file.").args(STAT).permissions(&[Permission::FilesystemRead]),
         |call| Ok(stat_row(&call)?.into()),
     );
     registry.function(
-        Signature::function("read_file", "The content of a file as a string.")
-            .args(
-                const {
-                    &[
-                        Arg::required("filename", ArgType::Path, "The file."),
-                        Arg::optional("accessor", ArgType::String, "The accessor that reads it."),
-                        Arg::optional("length", ArgType::Int, "At most this many bytes."),
-                        Arg::optional("offset", ArgType::Int, "Starting at this byte."),
-                    ]
-                },
-            )
-            .version(2),
+        Signature::function("read_file", "The content of a file as a string.").args(
+            const {
+                &[
+                    Arg::required("filename", ArgType::Path, "The file."),
+                    Arg::optional("accessor", ArgType::String, "The accessor that reads it."),
+                    Arg::optional("length", ArgType::Int, "At most this many bytes."),
+                    Arg::optional("offset", ArgType::Int, "Starting at this byte."),
+                ]
+            },
+        ),
         read_function,
     );
     registry.plugin(
-        Signature::plugin("read_file", "The content of files in pieces.")
-            .args(
-                const {
-                    &[
-                        Arg::required("filenames", ArgType::Paths, "The files."),
-                        Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
-                        Arg::optional("chunk", ArgType::Int, "Bytes in each piece."),
-                        Arg::optional("max_length", ArgType::Int, "At most this many bytes of each file."),
-                    ]
-                },
-            )
-            .version(1),
+        Signature::plugin("read_file", "The content of files in pieces.").args(
+            const {
+                &[
+                    Arg::required("filenames", ArgType::Paths, "The files."),
+                    Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
+                    Arg::optional("chunk", ArgType::Int, "Bytes in each piece."),
+                    Arg::optional("max_length", ArgType::Int, "At most this many bytes of each file."),
+                ]
+            },
+        ),
         read_plugin,
     );
 }

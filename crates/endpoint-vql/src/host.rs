@@ -60,6 +60,15 @@ pub fn create_new(_: &Permit<FilesystemWrite>, path: &Path) -> io::Result<File> 
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
+/// Opens a file for writing, at its end or in place of what it has. A new one can be read by its owner only; links at its place are refused.
+///
+/// # Errors
+/// As the system says.
+pub fn write(_: &Permit<FilesystemWrite>, path: &Path, append: bool) -> io::Result<File> {
+    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    File::options().write(true).create(true).append(append).truncate(!append).mode(0o600).custom_flags(no_follow).open(path)
+}
+
 /// Makes a new folder that only its owner can enter.
 ///
 /// # Errors

@@ -30,6 +30,7 @@ mod system;
 mod tables;
 mod temporary;
 mod upload;
+mod write;
 
 pub use authority::{AuthorityGuard, permit, with_authority};
 pub use clock::SystemClock;
@@ -60,4 +61,5 @@ pub fn register(registry: &mut Registry) {
     clock::register(registry);
     temporary::register(registry);
     upload::register(registry);
+    write::register(registry);
 }

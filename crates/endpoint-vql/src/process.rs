@@ -14,7 +14,6 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
         Signature::plugin("pslist", "The processes of this machine.")
             .args(const { &[Arg::optional("pid", ArgType::Int, "Only this process.")] })
-            .version(2)
             .permissions(&[Permission::MachineState]),
         pslist,
     );

@@ -12,17 +12,15 @@ const MAX_LINE: usize = 8 << 20;
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
-        Signature::plugin("parse_lines", "The lines of files.")
-            .args(
-                const {
-                    &[
-                        Arg::required("filename", ArgType::Paths, "The files."),
-                        Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
-                        Arg::optional("buffer_size", ArgType::Int, "At most this many bytes in one line; longer ones are cut into pieces."),
-                    ]
-                },
-            )
-            .version(1),
+        Signature::plugin("parse_lines", "The lines of files.").args(
+            const {
+                &[
+                    Arg::required("filename", ArgType::Paths, "The files."),
+                    Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
+                    Arg::optional("buffer_size", ArgType::Int, "At most this many bytes in one line; longer ones are cut into pieces."),
+                ]
+            },
+        ),
         parse_lines,
     );
     registry.plugin(
@@ -41,22 +39,20 @@ pub(crate) fn register(registry: &mut Registry) {
                     ]
                 },
             )
-            .version(1),
+            .version(2),
         split_records,
     );
     registry.plugin(
-        Signature::plugin("parse_records_with_regex", "A row for each match of an expression, with its named groups.")
-            .args(
-                const {
-                    &[
-                        Arg::required("file", ArgType::Paths, "The files."),
-                        Arg::required("regex", ArgType::Strings, "The expressions."),
-                        Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
-                        Arg::optional("buffer_size", ArgType::Int, "The window in which a match must lie."),
-                    ]
-                },
-            )
-            .version(1),
+        Signature::plugin("parse_records_with_regex", "A row for each match of an expression, with its named groups.").args(
+            const {
+                &[
+                    Arg::required("file", ArgType::Paths, "The files."),
+                    Arg::required("regex", ArgType::Strings, "The expressions."),
+                    Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
+                    Arg::optional("buffer_size", ArgType::Int, "The window in which a match must lie."),
+                ]
+            },
+        ),
         parse_records_with_regex,
     );
 }

@@ -26,15 +26,11 @@ pub struct AgentFacts {
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
-        Signature::plugin("info", "What this machine is: name, operating system, versions.")
-            .permissions(&[Permission::MachineState])
-            .version(1),
+        Signature::plugin("info", "What this machine is: name, operating system, versions.").permissions(&[Permission::MachineState]),
         |call| Ok(Rows::one(info(call.scope())?)),
     );
     registry.function(
-        Signature::function("info", "What this machine is: name, operating system, versions.")
-            .permissions(&[Permission::MachineState])
-            .version(1),
+        Signature::function("info", "What this machine is: name, operating system, versions.").permissions(&[Permission::MachineState]),
         |call| Ok(info(call.scope())?.into()),
     );
     registry.function(

@@ -9,20 +9,18 @@ use crate::files::{buffer_limit, read_up_to};
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
-        Signature::plugin("parse_csv", "The rows of CSV files.")
-            .args(
-                const {
-                    &[
-                        Arg::required("filename", ArgType::Paths, "The files."),
-                        Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
-                        Arg::optional("auto_headers", ArgType::Bool, "Name the columns Col0, Col1 … instead of by the first line."),
-                        Arg::optional("separator", ArgType::String, "What separates cells, a comma unless given."),
-                        Arg::optional("comment", ArgType::String, "Lines that begin with this character are passed over."),
-                        Arg::optional("columns", ArgType::Strings, "The names of the columns; the first line is data then."),
-                    ]
-                },
-            )
-            .version(1),
+        Signature::plugin("parse_csv", "The rows of CSV files.").args(
+            const {
+                &[
+                    Arg::required("filename", ArgType::Paths, "The files."),
+                    Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
+                    Arg::optional("auto_headers", ArgType::Bool, "Name the columns Col0, Col1 … instead of by the first line."),
+                    Arg::optional("separator", ArgType::String, "What separates cells, a comma unless given."),
+                    Arg::optional("comment", ArgType::String, "Lines that begin with this character are passed over."),
+                    Arg::optional("columns", ArgType::Strings, "The names of the columns; the first line is data then."),
+                ]
+            },
+        ),
         parse_csv,
     );
     registry.plugin(
@@ -35,7 +33,7 @@ pub(crate) fn register(registry: &mut Registry) {
                     ]
                 },
             )
-            .version(1),
+            .version(2),
         parse_jsonl,
     );
 }
@@ -54,6 +52,9 @@ fn readers(call: &Call) -> Result<Vec<Box<dyn FileReader>>, CallError> {
     Ok(readers)
 }
 
+/// The records of one file.
+type Records = csv::ByteRecordsIntoIter<std::io::Take<Box<dyn FileReader>>>;
+
 fn parse_csv(call: Call) -> Result<Rows, CallError> {
     let first_byte = |name: &str| call.string(name).bytes().next();
     let separator = first_byte("separator").unwrap_or(b',');
@@ -63,7 +64,7 @@ fn parse_csv(call: Call) -> Result<Rows, CallError> {
     let limit = buffer_limit(call.scope());
     let scope = call.scope().clone();
     let mut files = readers(&call)?.into_iter();
-    let mut open: Option<(csv::ByteRecordsIntoIter<std::io::Take<Box<dyn FileReader>>>, Vec<Key>)> = None;
+    let mut open: Option<(Records, Vec<Key>)> = None;
     Ok(Rows::from_fn(move || {
         loop {
             if scope.stopped() {

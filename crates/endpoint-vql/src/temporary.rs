@@ -20,15 +20,13 @@ pub(crate) fn register(registry: &mut Registry) {
                     ]
                 },
             )
-            .permissions(&[Permission::FilesystemWrite])
-            .version(1),
+            .permissions(&[Permission::FilesystemWrite]),
         tempfile,
     );
     registry.function(
         Signature::function("tempdir", "A new folder, removed with all that is in it when the query ends.")
             .args(const { &[Arg::optional("remove_last", ArgType::Bool, "Remove it after everything else.")] })
-            .permissions(&[Permission::FilesystemWrite])
-            .version(1),
+            .permissions(&[Permission::FilesystemWrite]),
         tempdir,
     );
     registry.function(

@@ -124,7 +124,7 @@ pub(crate) fn register(registry: &mut Registry) {
                     ]
                 },
             )
-            .version(1),
+            .version(3),
         upload,
     );
 }
@@ -179,20 +179,67 @@ impl UploadSource {
     }
 }
 
-/// An uploader for tests of built-ins: keeps what it gets.
 #[cfg(test)]
-#[derive(Default)]
-pub(crate) struct MemoryUploader(pub(crate) std::sync::Mutex<Vec<(String, Vec<u8>)>>);
+mod tests {
+    use std::sync::Mutex;
 
-#[cfg(test)]
-impl Uploader for MemoryUploader {
-    fn upload(&self, _: &Scope, request: UploadRequest) -> Result<Uploaded, CallError> {
-        let (mut reader, _) = request.source.into_parts();
-        let mut content = Vec::new();
-        reader.read_to_end(&mut content)?;
-        let uploaded =
-            Uploaded { path: request.filename, size: content.len() as u64, stored_name: request.store_as.clone(), ..Uploaded::default() };
-        self.0.lock().unwrap().push((request.store_as, content));
-        Ok(uploaded)
+    use talon_acl::{Authority, EndpointPolicy};
+    use talon_vql::{Environment, MemoryLog, Query, json, parse_statement};
+
+    use super::*;
+
+    /// Keeps what it gets.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<(String, Vec<u8>)>>);
+
+    impl Uploader for Arc<Kept> {
+        fn upload(&self, _: &Scope, request: UploadRequest) -> Result<Uploaded, CallError> {
+            let (mut reader, _) = request.source.into_parts();
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content)?;
+            let size = content.len() as u64;
+            self.0.lock().unwrap().push((request.store_as.clone(), content));
+            Ok(Uploaded { path: request.filename, size, stored_name: request.store_as, ..Uploaded::default() })
+        }
+    }
+
+    fn run(environment: Environment, text: &str) -> (String, Vec<String>) {
+        let log = Arc::new(MemoryLog::default());
+        let scope = environment.log(log.clone()).open();
+        let row = Query::new(&scope, &parse_statement(text).unwrap()).next().unwrap();
+        (json::encode(row.get("U").unwrap()), log.take())
+    }
+
+    #[test]
+    fn a_file_reaches_the_uploader_under_the_name_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.txt");
+        std::fs::write(&file, "content").unwrap();
+        let kept = Arc::new(Kept::default());
+        let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse().unwrap(), EndpointPolicy::default()));
+        let environment = crate::with_authority(Environment::new(Arc::new(crate::registry())), authority)
+            .extension(Arc::new(Uploads(Arc::new(kept.clone()))));
+        let (value, _) = run(environment.clone(), &format!("SELECT upload(file='{}', name='/x/y') AS U FROM scope()", file.display()));
+        assert_eq!(value, format!(r#"{{"Path":"{}","Size":7,"StoredName":"/x/y","UploadId":0}}"#, file.display()));
+        assert_eq!(
+            run(environment.clone(), "SELECT upload(file='text', accessor='data', name='d') AS U FROM scope()").1,
+            Vec::<String>::new()
+        );
+        let stored = kept.0.lock().unwrap().clone();
+        assert_eq!(stored.iter().map(|(_, content)| content.as_slice()).collect::<Vec<_>>(), [&b"content"[..], b"text"]);
+        let (value, log) = run(environment, &format!("SELECT upload(file='{}') AS U FROM scope()", folder.path().display()));
+        assert_eq!((value.as_str(), log.len()), ("null", 1));
+    }
+
+    #[test]
+    fn without_permission_or_receiver_nothing_is_read() {
+        let kept = Arc::new(Kept::default());
+        let environment = Environment::new(Arc::new(crate::registry())).extension(Arc::new(Uploads(Arc::new(kept.clone()))));
+        let (value, log) = run(environment, "SELECT upload(file='/etc/hostname') AS U FROM scope()");
+        assert_eq!(value, "null");
+        assert_eq!(log, ["upload: Accessor auto: PermissionDenied: Permission denied: [FILESYSTEM_READ]"]);
+        assert!(kept.0.lock().unwrap().is_empty());
+        let (_, log) = run(Environment::new(Arc::new(crate::registry())), "SELECT upload(file='/etc/hostname') AS U FROM scope()");
+        assert_eq!(log, ["upload: there is nowhere to upload to"]);
     }
 }

@@ -86,15 +86,9 @@ impl Patterns {
         };
         match parts.get(state.part) {
             None => {}
-            Some(Part::Name(units)) => {
-                if matches(units, name) {
-                    if state.part + 1 == parts.len() {
-                        matched.push(*glob);
-                    } else {
-                        push(State { part: state.part + 1, taken: 0, ..state });
-                    }
-                }
-            }
+            Some(Part::Name(units)) if !matches(units, name) => {}
+            Some(Part::Name(_)) if state.part + 1 == parts.len() => matched.push(*glob),
+            Some(Part::Name(_)) => push(State { part: state.part + 1, taken: 0, ..state }),
             Some(Part::Deep(depth)) => {
                 if state.taken < *depth {
                     push(State { taken: state.taken + 1, ..state });

@@ -135,7 +135,7 @@ pub(super) fn register(registry: &mut Registry) {
                 Arg::optional("inherit", ArgType::Bool, "Keep the scope of the caller."),
                 Arg::optional("exit", ArgType::Lambda, "Stop at the first row for which this is true."),
             ])
-            .version(4),
+            .version(2),
         query,
     );
 }
