@@ -37,7 +37,7 @@ pub(crate) fn create_hunt(call: &mut Call, hunt: &proto::Hunt) -> Result<(), Sta
 
 pub(crate) fn modify_hunt(call: &mut Call, change: &proto::HuntMutation) -> Result<(), Status> {
     call.by_row()?;
-    match proto::hunt::State::try_from(change.state as i32) {
+    match proto::hunt::State::try_from(change.state) {
         Ok(proto::hunt::State::Running) => call.need(Permission::StartHunt),
         Ok(proto::hunt::State::Deleted) => call.need(Permission::DeleteResults),
         _ => Ok(()),

@@ -117,11 +117,17 @@ impl ApiListener {
         let closing = service.closing.clone();
         let accepting = tokio::spawn(self.accept(connections, drain.clone()));
         let api = Limited(ApiServer::new(service).max_decoding_message_size(MAX_REQUEST));
+        // Who may connect may also ask what there is to call.
+        let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(talon_proto::DESCRIPTORS);
+        let unreadable = |error| ApiError::Configuration(format!("the description of the API: {error}"));
+        let (v1, v1alpha) = (reflection().build_v1().map_err(unreadable)?, reflection().build_v1alpha().map_err(unreadable)?);
         let served = Server::builder()
             .http2_keepalive_interval(Some(PING))
             .http2_keepalive_timeout(Some(PING))
             .max_concurrent_streams(Some(MAX_CALLS))
             .add_service(api)
+            .add_service(v1)
+            .add_service(v1alpha)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
                 drain.cancelled().await;
                 closing.cancel();

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     fn begin(name: &str) -> Item {
-        Item::Begin { request: Arc::new(VqlRequest { name: name.into(), vql: "V".into(), ..VqlRequest::default() }), statement: 0 }
+        Item::Begin { request: Arc::new(VqlRequest { name: name.into(), vql: "V".into() }), statement: 0 }
     }
 
     fn row(n: usize) -> Item {

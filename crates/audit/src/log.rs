@@ -57,10 +57,13 @@ pub struct Log {
     writer: Mutex<Writer>,
 }
 
+/// The number and leaf hash of a record that was written, or why it was not.
+type Outcome = Result<(u64, Hash), AuditError>;
+
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<(u64, Vec<u8>)>,
-    outcomes: BTreeMap<u64, Result<(u64, Hash), AuditError>>,
+    outcomes: BTreeMap<u64, Outcome>,
     next_ticket: u64,
     writing: bool,
     size: u64,
@@ -385,7 +388,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn write(&mut self, batch: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Result<(u64, Hash), AuditError>)> {
+    fn write(&mut self, batch: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Outcome)> {
         let mut outcomes = Vec::new();
         let mut waiting = batch.into_iter().peekable();
         while waiting.peek().is_some() {

@@ -1,4 +1,5 @@
 //! The log under every violation that its storage can suffer.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests say what must hold by unwrapping it")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
