@@ -75,6 +75,11 @@ impl Buffer {
         Ok((buffer, recovered))
     }
 
+    /// Gives the log's files up, for the next process. What waits on disk stays there.
+    pub fn close(&mut self) {
+        self.log = None;
+    }
+
     /// Bytes of the records that wait.
     #[must_use]
     pub fn bytes(&self) -> u64 {

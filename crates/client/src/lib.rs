@@ -20,6 +20,8 @@ mod outbox;
 mod query;
 mod schedule;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod upload;
 mod writeback;

@@ -112,11 +112,11 @@ impl Outbox {
         let length = record_length(record.len());
         let mut state = self.state();
         // An empty buffer takes a record of any length.
-        while state.bytes > 0 && state.bytes.saturating_add(length) > state.limit {
-            if state.closed {
-                return false;
-            }
+        while !state.closed && state.bytes > 0 && state.bytes.saturating_add(length) > state.limit {
             state = self.wait(state);
+        }
+        if state.closed {
+            return false;
         }
         state.waiting.push(record);
         state.bytes = state.bytes.saturating_add(length);
@@ -142,9 +142,10 @@ impl Outbox {
             state.synchronized = last;
             self.accepted.notify_all();
         }
+        let accepted = !state.closed;
         drop(state);
         self.ready.notify_one();
-        true
+        accepted
     }
 
     /// Wakes when there may be something to send.
@@ -246,9 +247,10 @@ impl Outbox {
         state.cancelled.insert(session.to_owned());
     }
 
-    /// Lets producers that wait go away empty-handed.
+    /// Lets producers that wait go away empty-handed and gives the buffer's files up.
     pub fn close(&self) {
         self.state().closed = true;
+        lock(&self.buffer).close();
         self.accepted.notify_all();
     }
 

@@ -126,6 +126,11 @@ impl Blobs {
     pub fn is_empty(&self) -> bool {
         self.blobs.is_empty()
     }
+
+    /// The blobs as they will be sent.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.blobs.iter()
+    }
 }
 
 /// Fills a packet up to a size on the wire: lists are added until their compressed sum reaches it.
