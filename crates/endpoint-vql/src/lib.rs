@@ -18,6 +18,7 @@
 pub mod accessor;
 mod authority;
 mod clock;
+mod compression;
 mod digest;
 mod execve;
 mod files;
@@ -54,6 +55,7 @@ pub fn register(registry: &mut Registry) {
     records::register(registry);
     tables::register(registry);
     digest::register(registry);
+    compression::register(registry);
     process::register(registry);
     system::register(registry);
     network::register(registry);

@@ -30,6 +30,8 @@ struct Inner {
     reason: Mutex<Option<StopReason>>,
     woken: Condvar,
     parent: Option<CancelToken>,
+    /// When, by the clock of the query, this token stops by itself, and after how long that is.
+    deadline: Option<(Duration, Duration)>,
 }
 
 impl CancelToken {
@@ -43,6 +45,41 @@ impl CancelToken {
     #[must_use]
     pub fn child(&self) -> Self {
         Self(Arc::new(Inner { parent: Some(self.clone()), ..Inner::default() }))
+    }
+
+    /// A child that stops by itself `after` the moment `now` of the query's clock. Who looks at the clock pulls it: [`CancelToken::expire`].
+    #[must_use]
+    pub(crate) fn child_until(&self, now: Duration, after: Duration) -> Self {
+        let deadline = Some((now.saturating_add(after), after));
+        Self(Arc::new(Inner { parent: Some(self.clone()), deadline, ..Inner::default() }))
+    }
+
+    /// Stops the tokens whose deadline is past; true if there was one.
+    pub(crate) fn expire(&self, now: Duration) -> bool {
+        let mut token = Some(self);
+        let mut expired = false;
+        while let Some(current) = token {
+            if let Some((_, after)) = current.0.deadline.filter(|(at, _)| now >= *at) {
+                current.stop(StopReason::TimedOut(after));
+                expired = true;
+            }
+            token = current.0.parent.as_ref();
+        }
+        expired
+    }
+
+    /// How long it is to the nearest deadline.
+    pub(crate) fn left(&self, now: Duration) -> Option<Duration> {
+        let mut token = Some(self);
+        let mut least: Option<Duration> = None;
+        while let Some(current) = token {
+            if let Some((at, _)) = current.0.deadline {
+                let left = at.saturating_sub(now);
+                least = Some(least.map_or(left, |least| least.min(left)));
+            }
+            token = current.0.parent.as_ref();
+        }
+        least
     }
 
     /// Stops the query. `reason` is for the log.

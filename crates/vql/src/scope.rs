@@ -295,10 +295,9 @@ impl Scope {
         if !self.environment().clock.waits() {
             return self.stopped();
         }
-        let bounded = match (self.meter().budget().time, self.elapsed().saturating_sub(self.0.runtime.started)) {
-            (Some(limit), used) => duration.min(limit.saturating_sub(used)),
-            (None, _) => duration,
-        };
+        let now = self.elapsed();
+        let of_budget = self.meter().budget().time.map(|limit| limit.saturating_sub(now.saturating_sub(self.0.runtime.started)));
+        let bounded = [of_budget, self.0.cancel.left(now)].into_iter().flatten().fold(duration, Duration::min);
         self.0.cancel.wait(bounded) || self.past_deadline()
     }
 
@@ -326,13 +325,14 @@ impl Scope {
     }
 
     fn past_deadline(&self) -> bool {
-        let Some(limit) = self.meter().budget().time else { return false };
-        let used = self.elapsed().saturating_sub(self.0.runtime.started);
-        if used >= limit {
+        let now = self.elapsed();
+        let expired = self.0.cancel.expire(now);
+        let used = now.saturating_sub(self.0.runtime.started);
+        if let Some(limit) = self.meter().budget().time.filter(|limit| used >= *limit) {
             self.environment().cancel.stop(StopReason::TimedOut(limit));
             return true;
         }
-        false
+        expired
     }
 
     /// Writes a line to the log of the query: text with an optional level before the first colon.

@@ -696,6 +696,35 @@ fn cancelling_is_seen_within_a_second() {
     }
 }
 
+/// A clock that runs.
+struct Running(std::time::Instant);
+
+impl talon_vql::Clock for Running {
+    fn now(&self) -> talon_vql::Time {
+        talon_vql::Time::EPOCH
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[test]
+fn timeouts_end_loops_that_give_no_rows() {
+    let (environment, log) = environment();
+    let scope = environment.clock(Arc::new(Running(std::time::Instant::now()))).open();
+    let endless = "SELECT * FROM range(end=9000000000000) WHERE FALSE";
+    let text =
+        format!("SELECT * FROM chain(a={{ SELECT * FROM query(query='{endless}', timeout=0.2) }}, b={{ SELECT 1 AS After FROM scope() }})");
+    assert_eq!(run_in(&scope, &text), r#"[{"After":1}]"#);
+    assert_eq!(log.take(), ["ERROR:query: Query timed out after 0.2 seconds"]);
+    let (environment, _) = self::environment();
+    let budget = Budget { time: Some(Duration::from_millis(200)), ..Budget::default() };
+    let scope = environment.clock(Arc::new(Running(std::time::Instant::now()))).budget(budget).open();
+    assert_eq!(run_in(&scope, "SELECT sleep(time=100) AS X FROM scope()"), "[]");
+    assert_eq!(scope.cancel_token().reason(), Some(StopReason::TimedOut(Duration::from_millis(200))));
+}
+
 /// A clock that says that waiting is real.
 struct Waiting;
 

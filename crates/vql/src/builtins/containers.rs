@@ -133,8 +133,10 @@ pub(super) fn register(registry: &mut Registry) {
         },
     );
     registry.function(
-        Signature::function("similarity", "How much two dicts have in common, from 0 to 1.")
-            .args(args![Arg::required("set1", ArgType::Dict, "One dict."), Arg::required("set2", ArgType::Dict, "The other."),]),
+        Signature::function("similarity", "How much two dicts have in common, from 0 to 1.").args(args![
+            Arg::required("set1", ArgType::Any, "One dict; anything else has nothing in common with it."),
+            Arg::required("set2", ArgType::Any, "The other."),
+        ]),
         |call| {
             let (Value::Dict(left), Value::Dict(right)) = (call.value("set1"), call.value("set2")) else { return Ok(Value::Int(0)) };
             let common = left.iter().filter(|(key, value)| right.get(key).is_some_and(|other| crate::ops::equal(value, other))).count();

@@ -126,10 +126,10 @@ pub(super) fn register(registry: &mut Registry) {
                 Arg::required("query", ArgType::Any, "A query, or its text."),
                 Arg::optional("env", ArgType::Dict, "Variables of the new scope."),
                 Arg::optional("copy_env", ArgType::Strings, "Names of variables to take over."),
-                Arg::optional("cpu_limit", ArgType::Float, "Percent of a processor."),
-                Arg::optional("iops_limit", ArgType::Float, "Operations per second."),
+                Arg::optional("cpu_limit", ArgType::Float, "Taken for compatibility; has no effect."),
+                Arg::optional("iops_limit", ArgType::Float, "Taken for compatibility; has no effect."),
                 Arg::optional("timeout", ArgType::Float, "Seconds after which to stop."),
-                Arg::optional("progress_timeout", ArgType::Float, "Seconds without a row after which to stop."),
+                Arg::optional("progress_timeout", ArgType::Float, "Taken for compatibility; has no effect."),
                 Arg::optional("org_id", ArgType::String, "The organisation in which to run."),
                 Arg::optional("runas", ArgType::String, "The user as whom to run."),
                 Arg::optional("inherit", ArgType::Bool, "Keep the scope of the caller."),
@@ -509,7 +509,13 @@ fn query(call: Call) -> Result<Rows, CallError> {
         variables.extend(env.iter());
     }
     let limit = call.opt_float("timeout").filter(|seconds| *seconds > 0.0);
-    let cancel = call.scope().cancel_token().child();
+    let cancel = match limit {
+        Some(seconds) => {
+            let limit = std::time::Duration::try_from_secs_f64(seconds).map_err(|_| CallError::from("timeout is out of range"))?;
+            call.scope().cancel_token().child_until(call.scope().elapsed(), limit)
+        }
+        None => call.scope().cancel_token().child(),
+    };
     let inner = if call.bool("inherit") { call.scope().child(variables) } else { isolated(&call, variables) };
     let Some(inner) = inner.and_then(|inner| inner.with_cancel(cancel.clone())) else { return Ok(Rows::none()) };
     let mut rows = match call.value("query") {
@@ -522,14 +528,13 @@ fn query(call: Call) -> Result<Rows, CallError> {
         other => return Err(CallError::Argument(format!("Field query should be a query or text not {}.", other.type_name()))),
     };
     let exit = call.lambda("exit");
-    let started = inner.elapsed();
     Ok(Rows::from_fn(move || {
-        if limit.is_some_and(|limit| inner.elapsed().saturating_sub(started).as_secs_f64() >= limit) {
-            inner.log_once(format!("ERROR:query: Query timed out after {} seconds", limit.unwrap_or_default()));
-            cancel.stop(StopReason::Done);
+        let Some(row) = rows.next() else {
+            if let (Some(limit), Some(StopReason::TimedOut(_))) = (limit, cancel.reason()) {
+                inner.log_once(format!("ERROR:query: Query timed out after {limit} seconds"));
+            }
             return None;
-        }
-        let row = rows.next()?;
+        };
         if let (Some(exit), Ok(row)) = (&exit, &row)
             && truth(&exit.call(&inner, std::slice::from_ref(row)), &inner)
         {
