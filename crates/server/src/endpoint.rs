@@ -19,6 +19,7 @@ use crate::ServerError;
 use crate::deployment::Server;
 use crate::ingest::{self, Item, Taken};
 use crate::layout::{client_key, put};
+use crate::monitoring::{self, Sent};
 use crate::notify::{Arrival, Waiting};
 use crate::org::Org;
 use crate::tasks;
@@ -293,7 +294,7 @@ impl Server {
         let (now_us, rules) = (org.now_us(), org.rules());
         let Some(info) = tasks::client(org.reader(), org.id(), &client)? else { return Ok((Vec::new(), None)) };
         let due = tasks::due(org.reader(), org.id(), &info, now_us, rules)?;
-        let table = self.table_for(&org, &client, &info, reported, now_us);
+        let table = self.table_for(&org, &client, &info, reported, now_us)?;
         if due.is_empty() && table.is_none() {
             return Ok((Vec::new(), due.next_s));
         }
@@ -302,8 +303,9 @@ impl Server {
             let Some(mut info) = tasks::client(&*txn, org.id(), &client)? else { return Ok(Vec::new()) };
             let due = tasks::due(&*txn, org.id(), &info, now_us, rules)?;
             let mut messages = tasks::hand_out(txn, org.id(), &mut info, now_us, due)?;
-            if let Some((version, message)) = table {
-                info.last_event_table_version = version;
+            if let Some((sent, message)) = table {
+                monitoring::note_sent(txn, org.id(), &client, sent);
+                info.last_event_table_version = sent.version;
                 put(txn, org.id(), Space::Clients, &client_key(&client), &info);
                 messages.push(message);
             }
@@ -312,9 +314,17 @@ impl Server {
         Ok((messages.await?, None))
     }
 
-    fn table_for(&self, org: &Org, client: &ClientId, info: &ClientInfo, reported: Option<u64>, now_us: u64) -> Option<(u64, VeloMessage)> {
-        let (version, message) = org.event_table_update(info, reported?)?;
-        org.may_send_table(client, version, now_us).then_some((version, message))
+    fn table_for(
+        &self,
+        org: &Org,
+        client: &ClientId,
+        info: &ClientInfo,
+        reported: Option<u64>,
+        now_us: u64,
+    ) -> Result<Option<(Sent, VeloMessage)>, ServerError> {
+        let Some(reported) = reported else { return Ok(None) };
+        let update = org.event_table_update(info, reported)?;
+        Ok(update.filter(|(sent, _)| org.may_send_table(client, sent.version, now_us)))
     }
 }
 

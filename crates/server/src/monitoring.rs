@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use talon_acl::{CollectClient, Permit};
 use talon_audit::Receipt;
 use talon_crypto::{Rng, random_array};
-use talon_ids::QueryName;
+use talon_ids::{ClientId, OrgId, QueryName, Target};
 use talon_proto::{ArtifactCollectorArgs, ClientEventTable, ClientInfo, VeloMessage, VqlCollectorArgs, VqlEventTable};
-use talon_store::Space;
+use talon_store::{Space, Txn};
 
 use crate::ServerError;
 use crate::catalog::{ArtifactType, Catalog};
 use crate::clients::has_label;
-use crate::layout::{get, put};
+use crate::layout::{get, put, target_prefix};
 use crate::org::{Org, read, write};
 use crate::transaction::Pending;
 
@@ -68,15 +69,39 @@ impl EventTable {
     }
 }
 
-/// The version under which a table is to be sent to an agent that reports the version `reported`, if it is to be sent at all.
+/// What was sent to a client last.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Sent {
+    /// The version that the agent got.
+    #[prost(uint64, tag = "1")]
+    pub(crate) version: u64,
+    /// The version of the table and labels that it was made of.
+    #[prost(uint64, tag = "2")]
+    pub(crate) made_of: u64,
+}
+
+/// What is to be sent to an agent that reports a table of version `reported` and must run what was made of `needed`, if anything.
 ///
-/// `recorded` is what was sent last, `needed` what the agent must run. The agent's own word counts: one that lost the table gets it again, one that comes
-/// from another server or from before a restore gets a newer version than its own, since agents ignore older ones.
-pub(crate) fn version_to_send(reported: u64, recorded: u64, needed: u64, now_ns: u64) -> Option<u64> {
-    if recorded < needed || reported > recorded {
-        return Some(now_ns.max(needed).max(reported.saturating_add(1)));
+/// The agent's own word counts: one that lost the table gets it again, one that comes from another server or from before a restore gets a newer version
+/// than its own, since agents ignore older ones.
+pub(crate) fn to_send(reported: u64, sent: Sent, needed: u64, now_ns: u64) -> Option<Sent> {
+    if sent.made_of < needed || reported > sent.version {
+        let newest = reported.max(sent.version);
+        return Some(Sent { version: now_ns.max(needed).max(newest.saturating_add(1)), made_of: needed });
     }
-    (reported < recorded).then_some(recorded)
+    (reported < sent.version).then_some(sent)
+}
+
+/// Where [`Sent`] is kept.
+fn sent_key(client: &ClientId) -> Vec<u8> {
+    let mut key = target_prefix(&Target::Client(client.clone()));
+    key.extend_from_slice(b"F.Monitoring");
+    key
+}
+
+/// Notes what is sent to a client.
+pub(crate) fn note_sent(txn: &mut dyn Txn, org: &OrgId, client: &ClientId, sent: Sent) {
+    put(txn, org, Space::FlowStats, &sent_key(client), &sent);
 }
 
 impl Org {
@@ -166,14 +191,15 @@ impl Org {
         read(&self.state().table)
     }
 
-    /// The message that brings the agent's event table up to date, with its version, if there is need of one.
-    pub(crate) fn event_table_update(&self, info: &ClientInfo, reported: u64) -> Option<(u64, VeloMessage)> {
+    /// The message that brings the agent's event table up to date, if there is need of one.
+    pub(crate) fn event_table_update(&self, info: &ClientInfo, reported: u64) -> Result<Option<(Sent, VeloMessage)>, ServerError> {
         let table = self.event_table();
-        let version = version_to_send(reported, info.last_event_table_version, table.needed(info), self.now_ns())?;
+        let sent: Option<Sent> = get(self.reader(), self.id(), Space::FlowStats, &sent_key(&info.client_id.parse()?))?;
+        let Some(sent) = to_send(reported, sent.unwrap_or_default(), table.needed(info), self.now_ns()) else { return Ok(None) };
         let settings = &self.shared().settings;
         let base = if settings.event_wait.is_zero() { DEFAULT_WAIT } else { settings.event_wait };
         let wait = || base.as_secs().saturating_add(jitter(self.rng(), settings.event_wait_jitter));
-        Some((version, table.message(info, version, &|name| self.shared().wire_name(name), &wait)))
+        Ok(Some((sent, table.message(info, sent.version, &|name| self.shared().wire_name(name), &wait))))
     }
 }
 
@@ -215,16 +241,26 @@ mod tests {
     #[test]
     fn an_agents_table_follows_its_own_report() {
         const NOW: u64 = 1_000;
-        for (reported, recorded, needed, wanted, why) in [
-            (0, 0, 0, None, "no table"),
-            (0, 0, 50, Some(NOW), "never sent"),
-            (0, 60, 50, Some(60), "lost, or just started: the same version again"),
-            (60, 60, 50, None, "in step"),
-            (60, 60, 70, Some(NOW), "changed since"),
-            (5_000, 60, 50, Some(5_001), "comes from another server"),
-            (5_000, 0, 0, Some(5_001), "comes from another server, and is to run nothing"),
+        let sent = |version, made_of| Sent { version, made_of };
+        for (reported, last, needed, wanted, why) in [
+            (0, sent(0, 0), 0, None, "no table"),
+            (0, sent(0, 0), 50, Some(sent(NOW, 50)), "never sent"),
+            (0, sent(60, 50), 50, Some(sent(60, 50)), "lost, or just started: the same version again"),
+            (60, sent(60, 50), 50, None, "in step"),
+            (60, sent(60, 50), 70, Some(sent(NOW, 70)), "changed since"),
+            (5_000, sent(60, 50), 50, Some(sent(5_001, 50)), "comes from another server"),
+            (5_001, sent(5_001, 50), 50, None, "in step again"),
+            (
+                5_001,
+                sent(5_001, 50),
+                70,
+                Some(sent(5_002, 70)),
+                "changed since: newer than what it runs, though that lies ahead of the time",
+            ),
+            (5_000, sent(0, 0), 0, Some(sent(5_001, 0)), "comes from another server, and is to run nothing"),
+            (u64::MAX, sent(0, 0), 0, Some(sent(u64::MAX, 0)), "lies"),
         ] {
-            assert_eq!(version_to_send(reported, recorded, needed, NOW), wanted, "{why}");
+            assert_eq!(to_send(reported, last, needed, NOW), wanted, "{why}");
         }
     }
 }

@@ -48,11 +48,12 @@ impl Readers {
     pub(crate) fn arrive(self: &Arc<Self>, client: &ClientId, now_ns: u64) -> Arrival {
         let mut waiting = self.lock();
         let place = Arc::new(Place { news: Notify::new(), over: false.into() });
-        let guard = Waiting { readers: self.clone(), client: client.clone(), place: place.clone() };
+        // Made only for who gets the place: dropping it takes the lock.
+        let guard = |place| Waiting { readers: self.clone(), client: client.clone(), place };
         match waiting.get_mut(client) {
             None => {
-                waiting.insert(client.clone(), Entry { place, displaced_at_ns: None });
-                Arrival::Alone(guard)
+                waiting.insert(client.clone(), Entry { place: place.clone(), displaced_at_ns: None });
+                Arrival::Alone(guard(place))
             }
             Some(entry) => {
                 let recently = |at| now_ns.saturating_sub(at) < u64::try_from(DISPLACE_EVERY.as_nanos()).unwrap_or(u64::MAX);
@@ -61,8 +62,8 @@ impl Readers {
                 }
                 entry.place.over.store(true, std::sync::atomic::Ordering::SeqCst);
                 entry.place.news.notify_one();
-                *entry = Entry { place, displaced_at_ns: Some(now_ns) };
-                Arrival::Displaced(guard)
+                *entry = Entry { place: place.clone(), displaced_at_ns: Some(now_ns) };
+                Arrival::Displaced(guard(place))
             }
         }
     }

@@ -96,7 +96,9 @@ impl Session {
     pub fn set_monitoring(&self, table: ClientEventTable) -> Result<(), ServerError> {
         let groups = table.artifacts.iter().chain(table.label_events.iter().filter_map(|group| group.artifacts.as_ref()));
         let artifacts: Vec<String> = groups.flat_map(|group| group.artifacts.iter().cloned()).collect();
-        let wanted = ArtifactCollectorArgs { artifacts: artifacts.clone(), ..ArtifactCollectorArgs::default() };
+        // What is not known is told to those who may set the table.
+        let known = artifacts.iter().filter(|name| self.org.artifacts().get(name).is_some()).cloned().collect();
+        let wanted = ArtifactCollectorArgs { artifacts: known, ..ArtifactCollectorArgs::default() };
         let permit = self.org.catalog().permit_collection(&self.authority, &wanted)?;
         let details = Details::new().text("user", self.principal().as_str()).list("state", &artifacts);
         let receipt = self.record("SetClientMonitoringState", details)?;

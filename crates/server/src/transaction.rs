@@ -1,9 +1,10 @@
 //! One logical change, one transaction: queues work with the engine and hands back its typed result once it is durable.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
+use std::thread::{self, Thread};
 
 use talon_store::{Engine, StoreError, Ticket, Txn};
 
@@ -47,13 +48,29 @@ impl<T: Send + 'static> Pending<T> {
         self
     }
 
-    /// Blocks this thread until the change is durable. Not for async code.
+    /// Blocks this thread until the change is durable. In async code it holds up the thread's other tasks: await instead.
     ///
     /// # Errors
     /// Why the change was refused, or how storage failed.
     pub fn wait(self) -> Result<T, ServerError> {
-        let Self { ticket, slot, effect } = self;
-        outcome(ticket.wait(), &slot, effect)
+        let mut pending = pin!(tokio::task::unconstrained(self));
+        let waker = Waker::from(Arc::new(Parked(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match pending.as_mut().poll(&mut context) {
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+}
+
+/// Wakes a thread that waits for a change.
+struct Parked(Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -137,7 +137,8 @@ async fn rows_are_stored_once_and_without_gaps() {
     assert_eq!(agent.send(&[rows(1, 2)]).await, Answer::Acknowledged);
     assert_eq!(agent.send(&[rows(4, 1)]).await, Answer::Refused, "a gap");
     assert_eq!(agent.send(&[rows(2, 2)]).await, Answer::Refused, "an overlap");
-    assert_eq!(agent.send(&[rows(u64::MAX, 1)]).await, Answer::Refused);
+    let far = agent.jsonl(flow.as_str(), QUERY, u64::MAX, 1, "{}\n");
+    assert_eq!(agent.send(&[far]).await, Answer::Refused);
     assert_eq!(agent.send(&[rows(3, 1)]).await, Answer::Acknowledged);
     let wanted: Vec<String> = (0..4).map(|row| format!("{{\"Row\":{row}}}")).collect();
     assert_eq!(bench.flow_rows(&agent, &flow, QUERY), wanted);
