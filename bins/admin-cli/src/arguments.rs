@@ -60,6 +60,8 @@ pub(crate) enum Verb {
     /// Checks, saves and restores the server's data.
     #[command(subcommand)]
     Store(StoreVerb),
+    /// Runs query cases in the stock format and compares their output.
+    Golden(GoldenArgs),
     /// Shows the version of this program.
     Version,
 }
@@ -301,6 +303,19 @@ pub(crate) enum StoreVerb {
     },
 }
 
+/// `golden …`
+#[derive(Debug, Args)]
+pub(crate) struct GoldenArgs {
+    /// The folder with NAME.in.yaml and NAME.out.yaml.
+    pub(crate) folder: PathBuf,
+    /// A variable, NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// A regular expression on the name.
+    #[arg(long, value_name = "RE")]
+    pub(crate) filter: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -351,6 +366,7 @@ mod tests {
             "talon -c s.yaml store export",
             "talon -c s.yaml store import f",
             "talon -c s.yaml --set Frontend.bind_port=1 config show",
+            "talon golden cases --env srcDir=/x --filter ^array",
             "talon version",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

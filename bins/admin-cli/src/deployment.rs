@@ -11,30 +11,30 @@ use talon_crypto::SystemRng;
 use talon_ids::{OrgId, UserName};
 use talon_lockdown::Lockdown;
 use talon_proto::prost::Message as _;
-use talon_proto::{OrgRecord, VqlCollectorArgs, VqlRequest};
+use talon_proto::{OrgRecord, VqlCollectorArgs, VqlEnv, VqlRequest};
 use talon_server::Directory;
 use talon_store::{AuditFiles, Embedded, Engine as _, Options, Scan, Space, StoreError};
 use talon_vql::Dict;
 
 use crate::api::{Api, as_superuser};
-use crate::query::rows;
+use crate::query::{is_chatter, rows};
 
 /// The way in.
 pub(crate) enum Access {
     /// The server runs: through its API, as the superuser.
-    Running(Running),
+    Running(Box<Running>),
     /// The server does not run: the store is ours.
-    Stopped(Stopped),
+    Stopped(Box<Stopped>),
 }
 
 /// Opens the deployment. Whether the server runs is decided by the lock on its store.
 pub(crate) fn open(server: &ServerConfig) -> Result<Access> {
     let folder = server.data_directory();
     match Embedded::open(&folder, Options::default()) {
-        Ok(store) => Ok(Access::Stopped(Stopped::new(server, store)?)),
+        Ok(store) => Ok(Access::Stopped(Box::new(Stopped::new(server, store)?))),
         Err(StoreError::Locked { .. }) => {
             let api = Api::connect(&as_superuser(server)?).context("the server runs")?;
-            Ok(Access::Running(Running { api }))
+            Ok(Access::Running(Box::new(Running { api, log: Vec::new() })))
         }
         Err(error) => Err(error).with_context(|| format!("cannot open the store in {}", folder.display())),
     }
@@ -43,21 +43,30 @@ pub(crate) fn open(server: &ServerConfig) -> Result<Access> {
 /// A server that runs.
 pub(crate) struct Running {
     api: Api,
+    /// What the server logged about the last query.
+    log: Vec<String>,
 }
 
 impl Running {
-    /// The rows of a query. What its log calls an error is one.
-    pub(crate) fn query(&mut self, org: &OrgId, vql: String) -> Result<Vec<Arc<Dict>>> {
+    /// The rows of a query. What its log calls an error is one. Queries are audited with their text, and variables by name only: secrets must be
+    /// variables.
+    pub(crate) fn query(&mut self, org: &OrgId, vql: String, variables: &[(&str, &str)]) -> Result<Vec<Arc<Dict>>> {
+        let variable = |(key, value): &(&str, &str)| VqlEnv { key: (*key).to_owned(), value: (*value).to_owned(), ..VqlEnv::default() };
         let request = VqlCollectorArgs {
             query: vec![VqlRequest { vql, ..VqlRequest::default() }],
+            env: variables.iter().map(variable).collect(),
             max_row: 1000,
             org_id: if org.is_root() { String::new() } else { org.to_string() },
             ..VqlCollectorArgs::default()
         };
         let (mut all, mut errors) = (Vec::new(), Vec::new());
+        self.log.clear();
         self.api.query(request, |answer| {
-            if let Some(error) = answer.log.trim_end().strip_prefix("ERROR:") {
+            let line = answer.log.trim_end();
+            if let Some(error) = line.strip_prefix("ERROR:") {
                 errors.push(error.to_owned());
+            } else if !line.is_empty() && !is_chatter(line) {
+                self.log.push(line.to_owned());
             }
             if !answer.response.is_empty() {
                 all.extend(rows(&answer.response)?);
@@ -65,6 +74,11 @@ impl Running {
             Ok(())
         })?;
         if errors.is_empty() { Ok(all) } else { bail!("{}", errors.join("; ")) }
+    }
+
+    /// What the server logged about the last query.
+    pub(crate) fn log(&self) -> String {
+        self.log.join("; ")
     }
 }
 

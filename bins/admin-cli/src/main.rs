@@ -6,6 +6,7 @@ mod artifacts;
 mod audit;
 mod config;
 mod deployment;
+mod golden;
 mod language;
 mod output;
 mod query;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Verb::Artifacts(verb) => artifacts::run(verb),
         Verb::Audit(verb) => audit::run(&globals, verb),
         Verb::Store(verb) => store::run(&globals, verb),
+        Verb::Golden(arguments) => golden::run(&arguments),
         Verb::Version => output::version(),
     };
     match outcome {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use talon_acl::{Authority, EndpointPolicy};
+use talon_artifacts::{Repository, Resolver};
 use talon_proto::{VqlCollectorArgs, VqlEnv, VqlRequest, VqlResponse};
 use talon_vql::{CancelToken, Dict, Environment, LogSink, Query, StopReason, Value, json};
 
@@ -24,7 +25,7 @@ pub(crate) fn run(globals: &Globals, query: &QueryArgs) -> Result<()> {
 }
 
 /// Splits NAME=VALUE.
-fn environment(env: &[String]) -> Result<Vec<(String, String)>> {
+pub(crate) fn environment(env: &[String]) -> Result<Vec<(String, String)>> {
     let split = |text: &String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(anyhow!("--env {text}: this must be NAME=VALUE")),
@@ -111,7 +112,7 @@ impl LogSink for StderrLog {
 }
 
 /// What servers say about every query.
-fn is_chatter(line: &str) -> bool {
+pub(crate) fn is_chatter(line: &str) -> bool {
     ["Starting query execution", "Time ", "DEBUG:"].iter().any(|start| line.starts_with(start))
 }
 
@@ -138,6 +139,7 @@ fn evaluate(texts: &[String], format: Format, timeout: u64, env: Vec<(String, St
     let environment = Environment::new(Arc::new(talon_endpoint_vql::registry()))
         .log(Arc::new(log))
         .clock(Arc::new(talon_endpoint_vql::SystemClock::default()))
+        .artifacts(Arc::new(Resolver::new(Arc::new(Repository::with_built_ins()))))
         .cancel(cancel.clone());
     let environment = env.into_iter().fold(environment, |environment, (name, value)| environment.variable(name, value));
     let scope = talon_endpoint_vql::with_authority(environment, authority).open();

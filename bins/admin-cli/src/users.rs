@@ -54,7 +54,7 @@ pub(crate) fn nonce_of(server: &ServerConfig, org: &OrgId) -> Result<String> {
     match open(server)? {
         Access::Stopped(stopped) => stopped.nonce_of(org)?.with_context(unknown),
         Access::Running(mut running) => {
-            let rows = running.query(org, "SELECT org().nonce AS Nonce FROM scope()".to_owned())?;
+            let rows = running.query(org, "SELECT org().nonce AS Nonce FROM scope()".to_owned(), &[])?;
             rows.first().and_then(|row| text(row, "Nonce")).with_context(unknown)
         }
     }
@@ -104,27 +104,36 @@ impl Change {
     }
 
     fn apply_to_server(self, running: &mut Running, org: &OrgId) -> Result<()> {
-        let user = quote_string(self.user.as_str());
+        let mut variables = vec![("TheUser", self.user.as_str())];
+        let policy;
         let call = if self.create {
             let roles: Vec<_> = self.policy.roles().iter().map(|role| quote_string(role.name())).collect();
-            let password = self.password.map(|password| format!(", password={}", quote_string(&password))).unwrap_or_default();
-            format!("user_create(user={user}, roles=[{}]{password})", roles.join(", "))
+            let roles = roles.join(", ");
+            match &self.password {
+                None => format!("user_create(user=TheUser, roles=[{roles}])"),
+                Some(password) => {
+                    variables.push(("ThePassword", password));
+                    format!("user_create(user=TheUser, roles=[{roles}], password=ThePassword)")
+                }
+            }
         } else {
-            let policy = match self.merge {
-                false => self.policy,
+            let wanted = match self.merge {
+                false => self.policy.clone(),
                 true => policies(running, org, &self.user)?.0.merged_with(&self.policy),
             };
-            let policy = quote_string(&policy_json(&policy)?.to_string());
-            format!("user_grant(user={user}, policy=parse_json(data={policy}))")
+            policy = policy_json(&wanted)?.to_string();
+            variables.push(("ThePolicy", &policy));
+            "user_grant(user=TheUser, policy=parse_json(data=ThePolicy))".to_owned()
         };
-        done(&running.query(org, format!("SELECT {call} AS Done FROM scope()"))?)
+        let rows = running.query(org, format!("SELECT {call} AS Done FROM scope()"), &variables)?;
+        done(&rows).with_context(|| running.log())
     }
 }
 
 /// Fails unless the query says that it did something.
 fn done(rows: &[Arc<Dict>]) -> Result<()> {
     match rows.first().and_then(|row| row.get("Done")) {
-        None | Some(talon_vql::Value::Null) => bail!("the server did not change the user: its log says why"),
+        None | Some(talon_vql::Value::Null) => bail!("the server did not change the user"),
         Some(_) => Ok(()),
     }
 }
@@ -138,8 +147,8 @@ fn policies(running: &mut Running, org: &OrgId, user: &UserName) -> Result<(Poli
 }
 
 fn record(running: &mut Running, org: &OrgId, user: &UserName) -> Result<Arc<Dict>> {
-    let vql = format!("SELECT user(user={}) AS User FROM scope()", quote_string(user.as_str()));
-    let rows = running.query(org, vql)?;
+    let vql = "SELECT user(user=TheUser) AS User FROM scope()".to_owned();
+    let rows = running.query(org, vql, &[("TheUser", user.as_str())])?;
     match rows.first().and_then(|row| row.get("User")) {
         Some(talon_vql::Value::Dict(found)) => Ok(found.clone()),
         _ => bail!("User not found: {user}"),
