@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Scope, Signature, Value};
+use talon_vql::{Arg, ArgType, Call, CallError, Dict, OsPath, PathFlavour, Registry, Scope, Signature, Value};
 
 use crate::accessor::{self, FileInfo, FileReader, Range};
 
@@ -145,7 +145,7 @@ fn upload(call: Call) -> Result<Value, CallError> {
     let request = UploadRequest {
         accessor: if name.is_empty() { "auto".to_owned() } else { name },
         filename: if path.as_literal().is_some() && call.has("name") { String::new() } else { path.to_string() },
-        store_as: stored.to_string(),
+        store_as: store_as(&stored),
         components: stored.components().iter().map(|part| part.to_str().into_owned()).collect(),
         expected_size: info.size,
         times: times(&call, &info),
@@ -156,6 +156,15 @@ fn upload(call: Call) -> Result<Value, CallError> {
         },
     };
     Ok(uploads.0.upload(scope, request)?.to_dict().into())
+}
+
+/// The name as text. A bare name for an accessor whose paths are not those of a file system stays bare, as stock agents send it.
+fn store_as(path: &OsPath) -> String {
+    let components = path.components();
+    match components {
+        [name] if path.flavour() == PathFlavour::Generic && path.delegate().is_none() => name.to_str().into_owned(),
+        _ => path.to_string(),
+    }
 }
 
 fn times(call: &Call, info: &FileInfo) -> FileTimes {
@@ -208,6 +217,18 @@ mod tests {
         let scope = environment.log(log.clone()).open();
         let row = Query::new(&scope, &parse_statement(text).unwrap()).next().unwrap();
         (json::encode(row.get("U").unwrap()), log.take())
+    }
+
+    #[test]
+    fn a_bare_name_stays_bare_outside_of_file_systems() {
+        for (text, accessor, expected) in [
+            ("sparse.bin", "sparse", "sparse.bin"),
+            ("/dir/sparse.bin", "sparse", "/dir/sparse.bin"),
+            ("a.txt", "data", "a.txt"),
+            ("a.txt", "file", "/a.txt"),
+        ] {
+            assert_eq!(store_as(&OsPath::for_accessor(text, accessor)), expected, "{text} {accessor}");
+        }
     }
 
     #[test]
