@@ -120,3 +120,28 @@ async fn old_protocol_versions_and_nameless_peers_are_refused() {
     assert!(connect(&OLD, reader()).await.is_err());
     assert!(connect(&NEW, None).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_describes_itself_to_whoever_may_connect() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let stage = Stage::open().await;
+    let mut client = ServerReflectionClient::new(stage.channel("nobody at all").await);
+    let ask = |request| ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let questions = tokio_stream::iter([
+        ask(MessageRequest::ListServices(String::new())),
+        ask(MessageRequest::FileContainingSymbol("proto.API.Query".into())),
+    ]);
+    let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+    let services = match answers.message().await.unwrap().unwrap().message_response {
+        Some(MessageResponse::ListServicesResponse(services)) => {
+            services.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+        }
+        other => unreachable!("{other:?}"),
+    };
+    assert!(services.contains(&"proto.API".to_owned()), "{services:?}");
+    let described = answers.message().await.unwrap().unwrap().message_response;
+    assert!(matches!(described, Some(MessageResponse::FileDescriptorResponse(_))), "{described:?}");
+}
