@@ -15,6 +15,7 @@ mod flow;
 mod monitoring;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use talon_ids::{ClientId, FlowId, InvalidId, OrgId, QueryName, SessionId, Target, UploadPath};
@@ -267,6 +268,9 @@ fn file_chunk(buffer: &FileBuffer) -> Result<(UploadPath, RowBlock), Refusal> {
     Ok((path, chunk))
 }
 
+/// Finds the gate of a flow of the client, `None` when there is no such flow.
+pub(crate) type GateOf<'a> = dyn Fn(&dyn Reader, &FlowId) -> Result<Option<Arc<FlowGate>>, ServerError> + 'a;
+
 /// Everything that storing a packet needs to know.
 pub(crate) struct Context<'a> {
     pub(crate) org: &'a OrgId,
@@ -277,7 +281,7 @@ pub(crate) struct Context<'a> {
     /// Whether a query name is in the client's event table.
     pub(crate) monitored: &'a dyn Fn(&ClientInfo, &QueryName) -> bool,
     /// Remembers which queries a flow has, between packets.
-    pub(crate) gates: &'a dyn Fn(&dyn Reader, &FlowId) -> Result<Option<std::sync::Arc<FlowGate>>, ServerError>,
+    pub(crate) gates: &'a GateOf<'a>,
 }
 
 impl Context<'_> {

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use talon_acl::Authority;
+use talon_artifacts::Resolver;
 use talon_crypto::{Rng, random_array};
 use talon_ids::Permissions;
 use talon_vql::{Clock as QueryClock, Denied, Dict, Environment, Guard, Random, Time};
@@ -27,6 +28,7 @@ impl Session {
             .random(Arc::new(ServerRandom(shared.rng.clone())))
             .variable("config", config)
             .variable("_SessionId", "")
+            .artifacts(Arc::new(Resolver::new(self.org().artifacts().clone())))
             .extension(Arc::new(self.clone()))
     }
 
