@@ -147,7 +147,7 @@ fn flatten(ended: Result<Result<(), ClientError>, tokio::task::JoinError>) -> Re
 /// The row of `Server.Internal.ClientInfo` (spec 01 §9).
 fn host_facts(engine: &VqlEngine, labels: &[String], install_time: u64) -> Option<Dict> {
     let host = engine.first_row(HOST_QUERY)?;
-    let text = |name: &str| host.get(name).map(|value| talon_vql::text::display(value)).unwrap_or_default();
+    let text = |name: &str| host.get(name).map(talon_vql::text::display).unwrap_or_default();
     let facts = [
         ("hostname", text("Hostname")),
         ("fqdn", text("Fqdn")),

@@ -141,9 +141,8 @@ impl Comms {
         }
         let mut wait = decision.wait;
         if decision.advance {
-            if outcome == Outcome::Status(403) && self.connector.key_changed(connected).await {
-                wait = self.connector.intervals.min_poll;
-            } else if !self.connector.advance(connected).await {
+            let rekeyed = outcome == Outcome::Status(403) && self.connector.key_changed(connected).await;
+            if rekeyed || !self.connector.advance(connected).await {
                 wait = self.connector.intervals.min_poll;
             }
         }

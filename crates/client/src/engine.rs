@@ -116,8 +116,10 @@ impl VqlEngine {
 impl Engine for VqlEngine {
     fn run(&self, action: &Action, sink: &Arc<dyn Sink>) -> Result<(), String> {
         let scope = self.scope(action, sink)?;
+        let name = action.args.query.iter().map(|query| query.name.as_str()).find(|name| !name.is_empty()).unwrap_or_default();
+        sink.log(&format!("INFO:Starting query execution for {name}."));
+        let started = scope.elapsed();
         if !Self::is_wanted(&scope, &action.args.precondition)? {
-            let name = action.args.query.iter().map(|query| query.name.as_str()).find(|name| !name.is_empty()).unwrap_or_default();
             sink.log(&format!("INFO:{name}: Skipping query due to preconditions"));
             return Ok(());
         }
@@ -127,6 +129,8 @@ impl Engine for VqlEngine {
             }
             run_statement(&scope, at, request, sink)?;
         }
+        sink.log(&format!("INFO:Collection {name} is done after {:?}", scope.elapsed().saturating_sub(started)));
+        scope.log_stats();
         Ok(())
     }
 }

@@ -1,4 +1,5 @@
 //! The packets of `fixtures/wire` open to the messages beside them: the wire format stays what it is.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure ends the run")]
 
 use std::fs;
 use std::net::IpAddr;
