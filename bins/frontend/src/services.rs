@@ -1,7 +1,6 @@
 //! Puts the services together in the order in which they depend on each other: storage, audit log, restrictions, server.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use talon_acl::{Restriction, Unrestricted};
@@ -9,7 +8,7 @@ use talon_audit::{Log, SigningKey};
 use talon_config::ServerConfig;
 use talon_crypto::SystemRng;
 use talon_lockdown::Lockdown;
-use talon_server::{InitialOrg, InitialUser, Server, ServerOptions, Settings, SystemClock};
+use talon_server::{Server, ServerOptions, Settings, SystemClock};
 use talon_store::{AuditFiles, Embedded, Options};
 use talon_vql::{Registry, Restrictions};
 use talon_wire::Limits;
@@ -21,7 +20,7 @@ pub(crate) fn open(config: &ServerConfig) -> Result<Server> {
         Embedded::open(&location, Options::default()).with_context(|| format!("cannot open the store in {}", location.display()))?;
     let identity = config.frontend_identity();
     let options = ServerOptions {
-        settings: settings(config)?,
+        settings: Settings::from_config(config)?,
         certificate_pem: identity.certificate().pem(),
         certificate_name: identity.certificate().subject_name().to_owned(),
         key: identity.key().clone(),
@@ -74,49 +73,4 @@ fn limits(config: &ServerConfig) -> Limits {
     limits.packet = size(config.resources().max_upload_size.saturating_mul(2), limits.packet);
     limits.sessions = size(config.resources().expected_clients, limits.sessions);
     limits
-}
-
-fn settings(config: &ServerConfig) -> Result<Settings> {
-    let (client, defaults, resources) = (config.client(), config.defaults(), config.resources());
-    let superuser = config.server_name().parse().context("Client.pinned_server_name")?;
-    let stock = Settings::new(superuser, config.root_nonce().expose());
-    let seconds = |value: i64, stock: Duration| u64::try_from(value).ok().filter(|value| *value > 0).map_or(stock, Duration::from_secs);
-    let unsigned = |value: u64, stock: Duration| if value == 0 { stock } else { Duration::from_secs(value) };
-    Ok(Settings {
-        obfuscation_nonce: config.obfuscation_nonce().expose().to_owned(),
-        plain_names: config.frontend().do_not_compress_artifacts,
-        max_poll: unsigned(client.max_poll, stock.max_poll),
-        max_in_flight: usize::try_from(if client.concurrency == 0 { 2 } else { client.concurrency }).unwrap_or(2).saturating_add(2),
-        in_flight_check: seconds(defaults.inflight_check_time, stock.in_flight_check),
-        active_in_flight_checks: !defaults.disable_active_inflight_checks,
-        interrogate: resources.enrollments_per_second >= 0,
-        compress: matches!(config.datastore().compression.as_str(), "" | "zlib"),
-        log_batch: unsigned(resources.default_log_batch_time, stock.log_batch),
-        log_error_regex: config.frontend().collection_error_regex.clone(),
-        batch_rows: defaults.max_rows,
-        batch_bytes: defaults.max_row_buffer_size,
-        batch_wait: Duration::from_secs(defaults.max_batch_wait),
-        event_wait: seconds(defaults.event_max_wait, stock.event_wait),
-        event_wait_jitter: seconds(defaults.event_max_wait_jitter, stock.event_wait_jitter),
-        default_monitoring: config.frontend().default_client_monitoring_artifacts.clone(),
-        initial_orgs: config.gui().initial_orgs.iter().map(org).collect::<Result<_>>()?,
-        initial_users: config.gui().initial_users.iter().map(user).collect::<Result<_>>()?,
-        client_config: config.client_config(None)?.configuration().to_yaml()?.to_string(),
-        ..stock
-    })
-}
-
-fn org(org: &talon_config::InitialOrg) -> Result<InitialOrg> {
-    let id = org.org_id.parse().with_context(|| format!("GUI.initial_orgs: {:?} is not the id of an organisation", org.org_id))?;
-    Ok(InitialOrg { id, name: org.name.clone(), nonce: org.nonce.expose().to_owned() })
-}
-
-fn user(user: &talon_config::InitialUser) -> Result<InitialUser> {
-    let bytes = |text: &str| data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes());
-    let cure = || format!("GUI.initial_users: {}", user.name);
-    Ok(InitialUser {
-        name: user.name.parse().with_context(cure)?,
-        password_hash: bytes(user.password_hash.expose()).with_context(cure)?,
-        password_salt: bytes(user.password_salt.expose()).with_context(cure)?,
-    })
 }

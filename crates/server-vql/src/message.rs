@@ -29,9 +29,7 @@ fn value(field: &FieldDescriptor, held: &Field) -> Value {
         Field::F64(number) => Value::Float(*number),
         Field::String(text) => Value::str(text.as_str()),
         Field::Bytes(bytes) => Value::Bytes(bytes.to_vec().into()),
-        Field::EnumNumber(number) => {
-            reflect::enum_name(field, *number).map_or_else(|| Value::Int(i64::from(*number)), |name| Value::str(name))
-        }
+        Field::EnumNumber(number) => reflect::enum_name(field, *number).map_or_else(|| Value::Int(i64::from(*number)), Value::str),
         Field::Message(message) => Value::Dict(row(message).into()),
         Field::List(items) => Value::list(items.iter().map(|item| value(field, item))),
         Field::Map(members) => {

@@ -54,8 +54,11 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.function(WHOAMI, whoami);
 }
 
+/// Whether a policy has a field set.
+type IsSet = fn(&ApiClientAcl) -> bool;
+
 /// The fields of a policy in the order in which peers show them.
-const SHOWN: &[(&str, fn(&ApiClientAcl) -> bool)] = &[
+const SHOWN: &[(&str, IsSet)] = &[
     ("any_query", |acl| acl.any_query),
     ("read_results", |acl| acl.read_results),
     ("label_clients", |acl| acl.label_clients),

@@ -195,6 +195,18 @@ impl Server {
         self.add_org(record)
     }
 
+    /// An id that no organisation has: `O` and four characters.
+    fn new_org_id(&self) -> Result<OrgId, ServerError> {
+        loop {
+            let random: [u8; 3] = random_array(&*self.0.shared.rng);
+            let body: String = data_encoding::BASE32HEX_NOPAD.encode(&random).chars().take(4).collect();
+            let id: OrgId = format!("O{body}").parse()?;
+            if self.org(&id).is_err() {
+                return Ok(id);
+            }
+        }
+    }
+
     fn add_org(&self, mut record: OrgRecord) -> Result<Org, ServerError> {
         let id: OrgId = record.id.parse()?;
         if record.nonce.is_empty() {
@@ -231,15 +243,11 @@ impl Server {
         let settings = &self.0.shared.settings;
         let mut orgs = vec![root.clone()];
         for org in &settings.initial_orgs {
-            if self.org(&org.id).is_err() {
-                self.add_org(OrgRecord {
-                    id: org.id.to_string(),
-                    name: org.name.clone(),
-                    nonce: org.nonce.clone(),
-                    org_id: String::new(),
-                })?;
+            let id = org.id.clone().map_or_else(|| self.new_org_id(), Ok)?;
+            if self.org(&id).is_err() {
+                self.add_org(OrgRecord { id: id.to_string(), name: org.name.clone(), nonce: org.nonce.clone(), org_id: String::new() })?;
             }
-            orgs.push(org.id.clone());
+            orgs.push(id);
         }
         for user in &settings.initial_users {
             if self.0.users.user(&user.name)?.is_some() {

@@ -30,6 +30,7 @@ impl Session {
             .variable("_SessionId", "")
             .artifacts(Arc::new(Resolver::new(self.org().artifacts().clone())))
             .extension(Arc::new(self.clone()))
+            .extension(Arc::new(self.authority().clone()))
     }
 
     /// Runs `work` on a thread made for queries, on which blocking is allowed.

@@ -60,8 +60,8 @@ pub struct Settings {
 /// An organisation to create at the first start.
 #[derive(Clone)]
 pub struct InitialOrg {
-    /// Its id.
-    pub id: OrgId,
+    /// Its id; made up when absent.
+    pub id: Option<OrgId>,
     /// Its display name.
     pub name: String,
     /// Its enrolment secret; empty to make one.
@@ -123,7 +123,8 @@ impl Settings {
         config.obfuscation_nonce().expose().clone_into(&mut settings.obfuscation_nonce);
         settings.plain_names = frontend.do_not_compress_artifacts;
         settings.max_poll = seconds(client.max_poll).unwrap_or(settings.max_poll);
-        settings.max_in_flight = usize::try_from(client.concurrency).unwrap_or(usize::MAX).max(2).saturating_add(2);
+        let concurrency = if client.concurrency == 0 { 2 } else { client.concurrency };
+        settings.max_in_flight = usize::try_from(concurrency).unwrap_or(usize::MAX).saturating_add(2);
         settings.in_flight_check = positive(defaults.inflight_check_time).unwrap_or(settings.in_flight_check);
         settings.active_in_flight_checks = !defaults.disable_active_inflight_checks;
         settings.interrogate = resources.enrollments_per_second >= 0;
@@ -137,7 +138,8 @@ impl Settings {
         settings.event_wait_jitter = positive(defaults.event_max_wait_jitter).unwrap_or(settings.event_wait_jitter);
         settings.default_monitoring.clone_from(&frontend.default_client_monitoring_artifacts);
         for org in &config.gui().initial_orgs {
-            let id: OrgId = org.org_id.parse().map_err(|_| unusable("GUI.initial_orgs", &org.org_id))?;
+            let id = || org.org_id.parse().map_err(|_| unusable("GUI.initial_orgs", &org.org_id));
+            let id = (!org.org_id.is_empty()).then(id).transpose()?;
             settings.initial_orgs.push(InitialOrg { id, name: org.name.clone(), nonce: org.nonce.expose().to_owned() });
         }
         for user in &config.gui().initial_users {

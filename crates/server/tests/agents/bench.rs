@@ -17,16 +17,16 @@ use talon_store::{Engine, Memory, ObjectName, Reader, StoreError, Ticket, Work};
 use talon_transport::{AgentEndpoint, AgentRequest, ControlOutcome, Peer, Processed, ReaderOutcome, Rejection};
 use talon_wire::{AgentCodec, AgentSession, Blobs, Limits, MessageList, Obfuscator, Reply, UnixMicros};
 
-pub const NONCE: &str = "cm9vdA==";
-pub const OTHER_NONCE: &str = "b3RoZXI=";
-pub const SERVER_NAME: &str = "VelociraptorServer";
+pub(crate) const NONCE: &str = "cm9vdA==";
+pub(crate) const OTHER_NONCE: &str = "b3RoZXI=";
+pub(crate) const SERVER_NAME: &str = "VelociraptorServer";
 const OBFUSCATION: &str = "names";
 
 /// Making keys takes time, so tests share them; ids differ by key.
-pub static KEYS: LazyLock<Vec<RsaPrivateKey>> = LazyLock::new(|| (0..4).map(|_| RsaPrivateKey::generate().unwrap()).collect());
+pub(crate) static KEYS: LazyLock<Vec<RsaPrivateKey>> = LazyLock::new(|| (0..4).map(|_| RsaPrivateKey::generate().unwrap()).collect());
 
 #[derive(Debug)]
-pub struct TestClock(AtomicU64);
+pub(crate) struct TestClock(AtomicU64);
 
 impl Clock for TestClock {
     fn now_ns(&self) -> u64 {
@@ -36,7 +36,7 @@ impl Clock for TestClock {
 
 /// An engine whose disk can be full.
 #[derive(Default)]
-pub struct Flaky {
+pub(crate) struct Flaky {
     store: Memory,
     full: AtomicBool,
 }
@@ -58,7 +58,7 @@ impl Engine for Flaky {
 
 /// An audit storage whose disk can be full.
 #[derive(Default)]
-pub struct FlakyAudit {
+pub(crate) struct FlakyAudit {
     files: MemoryStorage,
     full: AtomicBool,
 }
@@ -89,17 +89,17 @@ impl Storage for FlakyAudit {
     }
 }
 
-pub struct Bench {
-    pub server: Arc<Server>,
-    pub engine: Arc<Flaky>,
-    pub audit: Arc<FlakyAudit>,
-    pub clock: Arc<TestClock>,
+pub(crate) struct Bench {
+    pub(crate) server: Arc<Server>,
+    pub(crate) engine: Arc<Flaky>,
+    pub(crate) audit: Arc<FlakyAudit>,
+    pub(crate) clock: Arc<TestClock>,
     signing: String,
 }
 
 /// How a post ended for the agent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     Acknowledged,
     Refused,
     Failed,
@@ -108,7 +108,7 @@ pub enum Answer {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let signing = SigningKey::generate("test/audit", &SystemRng).unwrap().to_note_form().to_string();
         let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000_000_000)));
         let (engine, audit) = (Arc::new(Flaky::default()), Arc::new(FlakyAudit::default()));
@@ -119,7 +119,7 @@ impl Bench {
     }
 
     /// The same deployment after a restart.
-    pub fn restarted(self) -> Self {
+    pub(crate) fn restarted(self) -> Self {
         drop(self.server);
         let server = open(&self.engine, &self.audit, &self.clock, &self.signing);
         Self { server, ..self }
@@ -139,16 +139,16 @@ impl Bench {
         }
     }
 
-    pub fn root(&self) -> Session {
+    pub(crate) fn root(&self) -> Session {
         self.server.own_session(&OrgId::root()).unwrap()
     }
 
-    pub fn org(&self) -> Org {
+    pub(crate) fn org(&self) -> Org {
         self.server.org(&OrgId::root()).unwrap()
     }
 
     /// A user with these roles in the root organisation.
-    pub fn user(&self, name: &str, roles: impl IntoIterator<Item = Role>) -> Session {
+    pub(crate) fn user(&self, name: &str, roles: impl IntoIterator<Item = Role>) -> Session {
         let user: UserName = name.parse().unwrap();
         let mut change = talon_server::UserChange::of(user.clone());
         change.create = true;
@@ -157,43 +157,43 @@ impl Bench {
         self.server.session(&user, &OrgId::root()).unwrap()
     }
 
-    pub fn advance(&self, seconds: u64) {
+    pub(crate) fn advance(&self, seconds: u64) {
         self.clock.0.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
     }
 
-    pub fn fill_disk(&self, full: bool) {
+    pub(crate) fn fill_disk(&self, full: bool) {
         self.engine.full.store(full, Ordering::SeqCst);
     }
 
-    pub fn fill_audit_disk(&self, full: bool) {
+    pub(crate) fn fill_audit_disk(&self, full: bool) {
         self.audit.full.store(full, Ordering::SeqCst);
     }
 
-    pub fn audit_records(&self) -> Vec<Record> {
+    pub(crate) fn audit_records(&self) -> Vec<Record> {
         let reader = LogReader::new(self.audit.clone(), SigningKey::parse(&self.signing).unwrap().verifier());
         reader.entries(0, usize::MAX).unwrap().into_iter().map(|entry| entry.record).collect()
     }
 
-    pub fn flow(&self, agent: &Agent, flow: &FlowId) -> ArtifactCollectorContext {
+    pub(crate) fn flow(&self, agent: &Agent, flow: &FlowId) -> ArtifactCollectorContext {
         self.org().flow(&agent.target(), flow).unwrap().unwrap()
     }
 
-    pub fn rows(&self, table: &ObjectName) -> Vec<String> {
+    pub(crate) fn rows(&self, table: &ObjectName) -> Vec<String> {
         self.org().rows(table, 0).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    pub fn flow_rows(&self, agent: &Agent, flow: &FlowId, query: &str) -> Vec<String> {
+    pub(crate) fn flow_rows(&self, agent: &Agent, flow: &FlowId, query: &str) -> Vec<String> {
         self.rows(&talon_server::flow_rows(&agent.target(), flow, &query.parse().unwrap()))
     }
 
-    pub fn event_rows(&self, target: &Target, queue: &str) -> Vec<String> {
+    pub(crate) fn event_rows(&self, target: &Target, queue: &str) -> Vec<String> {
         let queue: QueryName = queue.parse().unwrap();
         let days = self.org().event_days(target, &queue, false).unwrap();
         days.iter().flat_map(|day| self.rows(&talon_server::event_rows(target, &queue, day))).collect()
     }
 
     /// Everything stored in tables and uploads, by name and size: to see that something changed nothing.
-    pub fn objects(&self) -> Vec<(ObjectName, u64, u64)> {
+    pub(crate) fn objects(&self) -> Vec<(ObjectName, u64, u64)> {
         let (org, root) = (OrgId::root(), ObjectName::new(Vec::<String>::new()));
         let reader = self.engine.reader();
         let size = |name: ObjectName| {
@@ -204,25 +204,25 @@ impl Bench {
         reader.objects(&org, &root).unwrap().into_iter().map(size).collect()
     }
 
-    pub fn agent(&self, key: usize) -> Agent {
+    pub(crate) fn agent(&self, key: usize) -> Agent {
         self.agent_of(key, NONCE)
     }
 
-    pub fn agent_of(&self, key: usize, nonce: &str) -> Agent {
+    pub(crate) fn agent_of(&self, key: usize, nonce: &str) -> Agent {
         let codec = AgentCodec::new(KEYS[key].clone(), nonce, Limits::default(), SystemRng);
         let session = codec.session(SERVER_NAME, KEYS[0].public()).unwrap();
         Agent { server: self.server.clone(), clock: self.clock.clone(), names: Obfuscator::new(OBFUSCATION), codec, session }
     }
 
     /// An agent that has enrolled and has been given its interrogation.
-    pub async fn enrolled(&self, key: usize) -> Agent {
+    pub(crate) async fn enrolled(&self, key: usize) -> Agent {
         let agent = self.agent(key);
         assert_eq!(agent.enrol().await, Answer::Rejected(Rejection::PleaseEnrol));
         agent
     }
 
     /// A collection that the agent has been given, and has all the requests of.
-    pub async fn collecting(&self, agent: &Agent, artifact: &str) -> FlowId {
+    pub(crate) async fn collecting(&self, agent: &Agent, artifact: &str) -> FlowId {
         let (flow, _) = self.root().collect(request(agent, artifact)).unwrap();
         let messages = agent.poll().await;
         assert!(messages.iter().any(|message| message.session_id == flow.as_str() && message.flow_request.is_some()), "{messages:?}");
@@ -230,14 +230,15 @@ impl Bench {
     }
 }
 
-pub fn request(agent: &Agent, artifact: &str) -> ArtifactCollectorArgs {
+pub(crate) fn request(agent: &Agent, artifact: &str) -> ArtifactCollectorArgs {
     ArtifactCollectorArgs { client_id: agent.id().to_string(), artifacts: vec![artifact.to_owned()], ..ArtifactCollectorArgs::default() }
 }
 
 fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, signing: &str) -> Arc<Server> {
     let mut settings = Settings::new(SERVER_NAME.parse().unwrap(), NONCE);
     settings.obfuscation_nonce = OBFUSCATION.into();
-    settings.initial_orgs = vec![talon_server::InitialOrg { id: "O123".parse().unwrap(), name: "Other".into(), nonce: OTHER_NONCE.into() }];
+    settings.initial_orgs =
+        vec![talon_server::InitialOrg { id: Some("O123".parse().unwrap()), name: "Other".into(), nonce: OTHER_NONCE.into() }];
     let log = Log::open(audit.clone() as Arc<dyn Storage>, SigningKey::parse(signing).unwrap()).unwrap();
     Arc::new(
         Server::open(ServerOptions {
@@ -257,36 +258,36 @@ fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, si
     )
 }
 
-pub struct Agent {
+pub(crate) struct Agent {
     server: Arc<Server>,
     clock: Arc<TestClock>,
     names: Obfuscator,
-    pub codec: AgentCodec,
+    pub(crate) codec: AgentCodec,
     session: AgentSession,
 }
 
 impl Agent {
-    pub fn id(&self) -> &ClientId {
+    pub(crate) fn id(&self) -> &ClientId {
         self.codec.client_id()
     }
 
-    pub fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         self.id().clone().into()
     }
 
     /// The same agent after the server was restarted.
-    pub fn follow(mut self, bench: &Bench) -> Self {
+    pub(crate) fn follow(mut self, bench: &Bench) -> Self {
         self.server = bench.server.clone();
         self
     }
 
-    pub fn seal(&self, messages: &[VeloMessage]) -> Bytes {
+    pub(crate) fn seal(&self, messages: &[VeloMessage]) -> Bytes {
         let lists = messages.iter().map(MessageList::from);
         self.session.seal(UnixMicros(self.clock.now_us()), &Blobs::compressed(lists).unwrap()).unwrap()
     }
 
     /// Posts a packet as it is.
-    pub async fn post(&self, body: Bytes) -> Answer {
+    pub(crate) async fn post(&self, body: Bytes) -> Answer {
         match self.server.clone().control(packet(body)).await {
             ControlOutcome::Reject(rejection) => Answer::Rejected(rejection),
             ControlOutcome::Dropped => Answer::Dropped,
@@ -301,29 +302,29 @@ impl Agent {
         }
     }
 
-    pub async fn send(&self, messages: &[VeloMessage]) -> Answer {
+    pub(crate) async fn send(&self, messages: &[VeloMessage]) -> Answer {
         self.post(self.seal(messages)).await
     }
 
-    pub async fn enrol(&self) -> Answer {
+    pub(crate) async fn enrol(&self) -> Answer {
         self.send(&[csr(&talon_pki::create_csr(self.codec.key()).unwrap())]).await
     }
 
     /// Starts a poll that reports an event table of `version`.
-    pub async fn reader(&self, version: u64) -> ReaderOutcome {
+    pub(crate) async fn reader(&self, version: u64) -> ReaderOutcome {
         self.read(self.seal(&[checkin(version)])).await
     }
 
-    pub async fn read(&self, body: Bytes) -> ReaderOutcome {
+    pub(crate) async fn read(&self, body: Bytes) -> ReaderOutcome {
         self.server.clone().reader(packet(body)).await
     }
 
     /// Polls, and gives the messages that came within a moment.
-    pub async fn poll(&self) -> Vec<VeloMessage> {
+    pub(crate) async fn poll(&self) -> Vec<VeloMessage> {
         self.poll_with(0).await
     }
 
-    pub async fn poll_with(&self, version: u64) -> Vec<VeloMessage> {
+    pub(crate) async fn poll_with(&self, version: u64) -> Vec<VeloMessage> {
         match self.reader(version).await {
             ReaderOutcome::Poll(poll) => match tokio::time::timeout(Duration::from_millis(40), poll.answer).await {
                 Ok(body) => self.open(body.unwrap()),
@@ -334,28 +335,28 @@ impl Agent {
         }
     }
 
-    pub fn open(&self, body: Bytes) -> Vec<VeloMessage> {
+    pub(crate) fn open(&self, body: Bytes) -> Vec<VeloMessage> {
         match self.session.open(body).unwrap() {
             Reply::Verified(reply) => reply.messages().collect::<Result<_, _>>().unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn hide(&self, name: &str) -> String {
+    pub(crate) fn hide(&self, name: &str) -> String {
         self.names.obfuscate(name).unwrap()
     }
 
-    pub fn reveal(&self, name: &str) -> String {
+    pub(crate) fn reveal(&self, name: &str) -> String {
         self.names.reveal(name).unwrap()
     }
 
     /// Rows of a query, numbered from `start`.
-    pub fn rows(&self, session: &str, query: &str, start: u64, count: u64) -> VeloMessage {
+    pub(crate) fn rows(&self, session: &str, query: &str, start: u64, count: u64) -> VeloMessage {
         let jsonl: String = (start..start + count).map(|row| format!("{{\"Row\":{row}}}\n")).collect();
         self.jsonl(session, query, start, count, &jsonl)
     }
 
-    pub fn jsonl(&self, session: &str, query: &str, start: u64, count: u64, jsonl: &str) -> VeloMessage {
+    pub(crate) fn jsonl(&self, session: &str, query: &str, start: u64, count: u64, jsonl: &str) -> VeloMessage {
         let response = VqlResponse {
             query: Some(VqlRequest { name: self.hide(query), ..VqlRequest::default() }),
             query_start_row: start,
@@ -373,17 +374,17 @@ fn packet(body: Bytes) -> AgentRequest {
     AgentRequest { peer: Peer { socket, remote: "192.0.2.1:40000".into(), user_agent: "Velociraptor".into() }, urgent: false, body }
 }
 
-pub fn csr(pem: &str) -> VeloMessage {
+pub(crate) fn csr(pem: &str) -> VeloMessage {
     let request = Certificate { pem: pem.as_bytes().to_vec().into(), ..Certificate::default() };
     VeloMessage { session_id: "E:Enrol".into(), urgent: true, csr: Some(request), ..VeloMessage::default() }
 }
 
-pub fn checkin(version: u64) -> VeloMessage {
+pub(crate) fn checkin(version: u64) -> VeloMessage {
     let checkin = ForemanCheckin { last_event_table_version: version, ..ForemanCheckin::default() };
     VeloMessage { session_id: "E.Foreman".into(), foreman_checkin: Some(checkin), ..VeloMessage::default() }
 }
 
-pub fn logs(session: &str, first: i64, lines: &[&str]) -> VeloMessage {
+pub(crate) fn logs(session: &str, first: i64, lines: &[&str]) -> VeloMessage {
     let jsonl: String =
         lines.iter().map(|line| format!("{}\n", serde_json::json!({"client_time": 1, "level": "INFO", "message": line}))).collect();
     let log = LogMessage { id: first, number_of_rows: lines.len() as u64, jsonl, ..LogMessage::default() };

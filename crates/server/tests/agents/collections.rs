@@ -14,7 +14,7 @@ use crate::bench::{Agent, Answer, Bench, logs, request};
 
 const QUERY: &str = "Test.Client/A";
 
-pub fn stats(agent: &Agent, session: &str, statuses: &[(ReturnedStatus, &str, i64)], complete: bool) -> VeloMessage {
+pub(crate) fn stats(agent: &Agent, session: &str, statuses: &[(ReturnedStatus, &str, i64)], complete: bool) -> VeloMessage {
     let query_status = statuses
         .iter()
         .map(|(status, error, rows)| {
@@ -34,7 +34,7 @@ pub fn stats(agent: &Agent, session: &str, statuses: &[(ReturnedStatus, &str, i6
     VeloMessage { session_id: session.into(), request_id: 981, flow_stats: Some(stats), ..VeloMessage::default() }
 }
 
-pub fn chunk(session: &str, path: &[&str], offset: u64, data: &[u8], eof: bool) -> VeloMessage {
+pub(crate) fn chunk(session: &str, path: &[&str], offset: u64, data: &[u8], eof: bool) -> VeloMessage {
     let components = path.iter().map(|part| (*part).to_owned()).collect();
     let buffer = FileBuffer {
         pathspec: Some(PathSpec { components, accessor: "auto".into(), path: path.join("/") }),
@@ -164,7 +164,7 @@ async fn compressed_rows_are_kept_as_they_came() {
     zlib.write_all(plain.as_bytes()).unwrap();
     response.uncompressed_size = plain.len() as u64;
     response.compressed_json_response = zlib.finish().unwrap().into();
-    assert_eq!(agent.send(&[message.clone()]).await, Answer::Acknowledged);
+    assert_eq!(agent.send(std::slice::from_ref(&message)).await, Answer::Acknowledged);
     assert_eq!(bench.flow_rows(&agent, &flow, QUERY), ["{\"Row\":0}", "{\"Row\":1}"]);
     message.vql_response.as_mut().unwrap().uncompressed_size += 1;
     message.vql_response.as_mut().unwrap().query_start_row = 2;
@@ -249,7 +249,7 @@ async fn a_flow_whose_request_was_lost_runs_after_all() {
     let question = agent.poll().await;
     assert_eq!(question[0].flow_stats_request.as_ref().unwrap().flow_id, [flow.to_string()]);
     let denial = stats(&agent, flow.as_str(), &[(ReturnedStatus::UnknownFlow, "Flow not known - maybe the client crashed?", 0)], true);
-    assert_eq!(agent.send(&[denial.clone()]).await, Answer::Acknowledged);
+    assert_eq!(agent.send(std::slice::from_ref(&denial)).await, Answer::Acknowledged);
     assert_eq!(agent.poll().await[0].session_id, flow.as_str(), "the request again");
     agent.send(&[agent.rows(flow.as_str(), QUERY, 0, 1)]).await;
     // From now on the agent is known to have had it.

@@ -79,7 +79,7 @@ async fn rows_of_an_artifact_that_was_not_collected_are_refused() {
     let mut plain = liar.rows(flow.as_str(), QUERY, 0, 1);
     for name in ["", "$00", "$zz", "../../etc/passwd"] {
         plain.vql_response.as_mut().unwrap().query.as_mut().unwrap().name = name.into();
-        assert_eq!(liar.send(&[plain.clone()]).await, Answer::Refused, "{name}");
+        assert_eq!(liar.send(std::slice::from_ref(&plain)).await, Answer::Refused, "{name}");
     }
     assert_eq!(bench.objects(), before);
 }
@@ -95,7 +95,7 @@ async fn no_agent_speaks_on_a_queue_that_is_not_in_its_table() {
         let stored = |target: &Target| bench.event_rows(target, queue).len();
         let before = (stored(&liar.target()), stored(&Target::Server));
         let mut plain = liar.rows("F.Monitoring", queue, 0, 1);
-        assert_eq!(liar.send(&[plain.clone()]).await, Answer::Refused, "{queue}");
+        assert_eq!(liar.send(std::slice::from_ref(&plain)).await, Answer::Refused, "{queue}");
         plain.vql_response.as_mut().unwrap().query.as_mut().unwrap().name = queue.into();
         assert_eq!(liar.send(&[plain]).await, Answer::Refused, "{queue} in clear");
         assert_eq!((stored(&liar.target()), stored(&Target::Server)), before, "{queue}");

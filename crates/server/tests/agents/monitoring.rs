@@ -69,7 +69,7 @@ async fn event_rows_carry_the_servers_columns() {
     }];
     assert_eq!(agent.send(&messages).await, Answer::Acknowledged);
     let wanted = format!("{{\"A\":1,\"ClientId\":\"{0}\",\"_ts\":1700000000,\"_Source\":\"{0}\"}}", agent.id());
-    assert_eq!(bench.event_rows(&agent.target(), "Test.Events"), [wanted.clone()]);
+    assert_eq!(bench.event_rows(&agent.target(), "Test.Events"), std::slice::from_ref(&wanted));
     assert!(matches!(watcher.next().await, Received::Event(event) if *event.row == *wanted));
     let queue = "Test.Events".parse().unwrap();
     let days = bench.org().event_days(&agent.target(), &queue, true).unwrap();
