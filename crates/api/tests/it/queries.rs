@@ -243,3 +243,92 @@ async fn draining_ends_streams() {
     let ended = tokio::time::timeout(Duration::from_secs(5), async { while let Ok(Some(_)) = answer.message().await {} }).await;
     assert!(ended.is_ok());
 }
+
+/// Recorded queries that need nothing but the language itself, and take no time.
+const RECORDED: &[&str] = &[
+    "0 rows, max_row unset",
+    "0 rows, max_row 100",
+    "1 rows, max_row 100",
+    "2500 rows, max_row 1000",
+    "exactly max_row rows",
+    "max_row + 1",
+    "value types",
+    "columns differ per row",
+    "two statements in one VQL",
+    "two VQLRequests with names",
+    "LET only",
+    "LET <= with function",
+    "syntax error",
+    "syntax error in second request",
+    "empty VQL",
+    "comment only",
+    "unknown argument",
+    "log() levels",
+    "env",
+    "big row",
+    "5 MB answer in one part",
+];
+
+/// An answer in the form of the recordings: no defaults, no timestamp, long rows by their size.
+fn as_recorded(response: proto::VqlResponse) -> serde_json::Value {
+    let mut shown = serde_json::Map::new();
+    if !response.log.is_empty() {
+        shown.insert("log".into(), response.log.into());
+        return shown.into();
+    }
+    let rows = serde_json::from_str::<Vec<serde_json::Value>>(&response.response).unwrap().len();
+    let long = response.response.len() > 2_000;
+    let text = if long { format!("<{} bytes, {rows} rows>", response.response.len()) } else { response.response };
+    shown.insert("Response".into(), text.into());
+    if !response.columns.is_empty() {
+        shown.insert("Columns".into(), response.columns.into());
+    }
+    for (name, number) in [("part", response.part), ("query_id", response.query_id)] {
+        if number > 0 {
+            shown.insert(name.into(), number.to_string().into());
+        }
+    }
+    shown.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_those_of_a_stock_server() {
+    let Some(vectors) = std::env::var_os("TALON_VECTORS") else {
+        eprintln!("SKIPPED: TALON_VECTORS is not set");
+        return;
+    };
+    let lines = std::fs::read_to_string(std::path::Path::new(&vectors).join("api/query-shapes.jsonl")).unwrap();
+    let stage = Stage::open().await;
+    let mut client = stage.client("u_administrator").await;
+    let mut compared = 0;
+    for line in lines.lines() {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        let name = case["case"].as_str().unwrap();
+        if !RECORDED.contains(&name) {
+            continue;
+        }
+        let text = |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        let list = |key: &str| case["request"][key].as_array().cloned().unwrap_or_default();
+        let number = |key: &str| text(&case["request"], key).parse().unwrap_or_default();
+        let query = list("Query").iter().map(|query| proto::VqlRequest { name: text(query, "Name"), vql: text(query, "VQL") }).collect();
+        let env = list("env")
+            .iter()
+            .map(|pair| proto::VqlEnv { key: text(pair, "key"), value: text(pair, "value"), ..Default::default() })
+            .collect();
+        let asked = proto::VqlCollectorArgs { query, env, max_row: number("max_row"), max_wait: number("max_wait"), ..Default::default() };
+        let mut answer = client.query(asked).await.unwrap().into_inner();
+        let mut ours = Vec::new();
+        while let Some(response) = answer.message().await.unwrap() {
+            ours.push(as_recorded(response));
+        }
+        let mut recorded = case["messages"].as_array().unwrap().clone();
+        for message in &mut recorded {
+            let message = message.as_object_mut().unwrap();
+            message.remove("timestamp");
+            message.remove("Query");
+        }
+        assert_eq!(ours, recorded, "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, RECORDED.len());
+}
