@@ -184,7 +184,7 @@ impl Comms {
         let reply = match self.connector.link.post(&connected.url, Post { handler, urgent, body }).await {
             Ok(reply) => reply,
             Err(error) => {
-                tracing::debug!(%error, url = %connected.url, ?handler, "no answer");
+                tracing::debug!(error = error.with_causes(), url = %connected.url, ?handler, "no answer");
                 return (Outcome::NoAnswer, Vec::new());
             }
         };

@@ -137,7 +137,7 @@ impl Connector {
         let pem = match self.link.fetch_pem(url).await {
             Ok(pem) => pem,
             Err(error) => {
-                tracing::warn!(%error, %url, "the server's certificate cannot be fetched");
+                tracing::warn!(error = error.with_causes(), %url, "the server's certificate cannot be fetched");
                 return None;
             }
         };

@@ -92,7 +92,7 @@ impl Ways {
         let stream = timeout(self.timeout, self.tls.connect(name, stream))
             .await
             .map_err(|_| TransportError::Timeout("shaking hands for TLS"))?
-            .map_err(|source| TransportError::Tls { with: format!("{host}:{port}"), source: Arc::new(source) })?;
+            .map_err(|source| TransportError::Tls { with: format!("{host}:{port}"), cure: cure(&source), source: Arc::new(source) })?;
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Wire { io: TokioIo::new(Box::new(stream)), proxied: false, h2 })
     }
@@ -109,6 +109,17 @@ impl Ways {
         };
         tracing::debug!(%to, %fallback, %error, "no connection, trying the fallback address");
         any(fallback, self.timeout).await.map_err(|error| TransportError::Connect { to: fallback.clone(), source: Arc::new(error) })
+    }
+}
+
+/// What to do about the commonest misconfiguration.
+fn cure(error: &io::Error) -> &'static str {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+            " (put the authority of its certificate into Client.Crypto.root_certs; with Client.use_self_signed_ssl only the deployment's own one counts)"
+        }
+        _ => "",
     }
 }
 

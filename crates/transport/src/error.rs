@@ -30,10 +30,12 @@ pub enum TransportError {
         source: Arc<io::Error>,
     },
     /// The TLS handshake failed, mostly because the peer's certificate is not acceptable.
-    #[error("TLS with {with} failed")]
+    #[error("TLS with {with} failed{cure}")]
     Tls {
         /// The host.
         with: String,
+        /// What can be done about it, in brackets, or nothing.
+        cure: &'static str,
         /// What the handshake said.
         #[source]
         source: Arc<io::Error>,
@@ -61,4 +63,32 @@ pub enum TransportError {
     /// The server answered with a status that does not fit what was asked for.
     #[error("the server answered with status {0}")]
     Status(u16),
+}
+
+impl TransportError {
+    /// The error and all its causes in one line, for logs.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(inner) = cause {
+            line.push_str(": ");
+            line.push_str(&inner.to_string());
+            cause = inner.source();
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_stand_in_one_line() {
+        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "refused");
+        let error = TransportError::Connect { to: "a:1".to_owned(), source: Arc::new(refused) };
+        assert_eq!(error.to_string(), "cannot connect to a:1");
+        assert_eq!(error.with_causes(), "cannot connect to a:1: refused");
+    }
 }
