@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use signed_note::{Note, Signature, VerificationError, Verifier, VerifierList, is_key_name_valid, key_id};
+use signed_note::{Note, Signature, Verifier, VerifierList, is_key_name_valid, key_id};
 use talon_crypto::{Ed25519PrivateKey, Ed25519PublicKey, Rng};
 use tlog_tiles::{Checkpoint, Hash};
 use zeroize::Zeroizing;
@@ -166,13 +166,6 @@ fn note_key(text: &str) -> Result<(&str, u32, Zeroizing<[u8; 32]>), AuditError> 
     match bytes.split_first() {
         Some((&ED25519, key)) => Ok((name, id, Zeroizing::new(key.try_into().map_err(|_| AuditError::Key)?))),
         _ => Err(AuditError::Key),
-    }
-}
-
-/// The error of an unknown signer names it; nothing here needs to.
-impl From<VerificationError> for AuditError {
-    fn from(_: VerificationError) -> Self {
-        Self::Key
     }
 }
 
