@@ -29,8 +29,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// Only the store.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "server_only")]
     store_only: bool,
+    /// Only the server.
+    #[arg(long)]
+    server_only: bool,
 }
 
 /// Runs both; fails with the seed when something that was acknowledged is missing, or is there by half.
@@ -38,7 +41,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()));
     let time = Duration::from_secs(arguments.minutes.saturating_mul(60));
     println!("seed {seed}");
-    store(seed, time)?;
+    if !arguments.server_only {
+        store(seed, time)?;
+    }
     if !arguments.store_only {
         server(seed, time).with_context(|| format!("seed {seed}"))?;
     }
