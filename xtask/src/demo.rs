@@ -89,13 +89,13 @@ fn audit(deployment: &Deployment, flow: &str) -> Result<u64> {
 fn prove(deployment: &Deployment, index: u64) -> Result<()> {
     let server = deployment.path("server.config.yaml");
     let proof = deployment.path("record.proof");
-    let key = deployment.path("datastore/audit/audit.pub");
+    let key = deployment.path("datastore/audit.pub");
     let index = index.to_string();
     deployment.talon(&["-c", &server, "audit", "prove", &index, "--output", &proof])?;
     let shown = [
         ("talon -c demo/server.config.yaml audit verify", vec!["-c", &server, "audit", "verify"]),
         (
-            "talon audit verify --proof demo/record.proof --key demo/datastore/audit/audit.pub",
+            "talon audit verify --proof demo/record.proof --key demo/datastore/audit.pub",
             vec!["audit", "verify", "--proof", &proof, "--key", &key],
         ),
     ];

@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 skipped += 1;
             }
             Err(error) => {
-                println!("FAILED   {seconds:6.1} s  {name}: {error:?}");
+                println!("FAILED   {seconds:6.1} s  {name}: {error:#}");
                 failed.push(*name);
             }
         }

@@ -43,7 +43,7 @@ fn incomplete_config(stage: &Stage) -> Result<Outcome> {
     let good = fs::read_to_string(deployment.file("server.config.yaml"))?;
     let client = fs::read_to_string(deployment.file("client.config.yaml"))?;
     let cases = [
-        ("talon-frontend", client.clone(), "Frontend"),
+        ("talon-frontend", client.clone(), "No API config"),
         ("talon-frontend", good.replace("BEGIN RSA PRIVATE KEY", "BEGIN NOTHING"), "key"),
         ("talon-agent", "Client: {}\n".to_owned(), "ca_certificate"),
         ("talon-agent", "- not\n- a mapping\n".to_owned(), ""),

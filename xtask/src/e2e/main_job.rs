@@ -57,7 +57,7 @@ fn audit(deployment: &Deployment, flow: &str) -> Result<()> {
 
     let index = record["index"].to_string();
     let proof = deployment.path("record.proof");
-    let key = deployment.path("datastore/audit/audit.pub");
+    let key = deployment.path("datastore/audit.pub");
     deployment.talon(&["-c", &server, "audit", "prove", &index, "--output", &proof])?;
     deployment.talon(&["audit", "verify", "--proof", &proof, "--key", &key])?;
     let text = fs::read_to_string(&proof)?;
@@ -75,7 +75,7 @@ fn upload(stage: &Stage) -> Result<Outcome> {
         let file = deployment.file("to upload.bin");
         let content: Vec<u8> = (0..3_000_000_u32).map(|at| u8::try_from(at % 251).unwrap_or_default()).collect();
         fs::write(&file, &content)?;
-        let env = format!("dict(SearchFilesGlob='{}', Upload_File='Y')", file.display());
+        let env = format!("dict(SearchFilesGlobs='Glob\\n{}\\n', UploadFiles='Y')", file.display());
         let flow = deployment.collect(&client, "Linux.Search.FileFinder", &env)?;
         let record = deployment.wait_for_flow(&client, &flow, "FINISHED")?;
         ensure!(record["total_uploaded_bytes"] == content.len(), "uploaded: {record}");
