@@ -11,6 +11,8 @@ use talon_pki::Identity;
 use talon_server::{Server, Session};
 use talon_vql::Environment;
 
+use crate::listener::any_if_empty;
+
 /// Where and as whom the API listens.
 pub(crate) async fn settings(config: &ServerConfig) -> Result<ApiListenerSettings> {
     let (api, frontend) = (config.api(), config.frontend());
@@ -18,7 +20,8 @@ pub(crate) async fn settings(config: &ServerConfig) -> Result<ApiListenerSetting
         ApiAddress::Unix(PathBuf::from(&api.bind_address))
     } else {
         let port = u16::try_from(api.bind_port).context("API.bind_port is above 65535")?;
-        let mut addresses = tokio::net::lookup_host((api.bind_address.as_str(), port)).await.context("API.bind_address")?;
+        let host = any_if_empty(&api.bind_address);
+        let mut addresses = tokio::net::lookup_host((host.as_str(), port)).await.context("API.bind_address")?;
         ApiAddress::Tcp(addresses.next().context("API.bind_address is no address of this host")?)
     };
     Ok(ApiListenerSettings {

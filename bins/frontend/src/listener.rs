@@ -12,13 +12,18 @@ pub(crate) fn settings(config: &ServerConfig) -> Result<FrontendSettings> {
     let frontend = config.frontend();
     let bind_port = u16::try_from(frontend.bind_port).context("Frontend.bind_port is above 65535")?;
     Ok(FrontendSettings {
-        bind_address: frontend.bind_address.clone(),
+        bind_address: any_if_empty(&frontend.bind_address),
         bind_port,
         base_path: frontend.base_path.clone(),
         tls: if frontend.use_plain_http { plain(config)? } else { Some(tls(config)?) },
         proxy_header: Some(frontend.proxy_header.clone()).filter(|name| !name.is_empty()),
         limits: limits(config),
     })
+}
+
+/// An address that is not set means all of them.
+pub(crate) fn any_if_empty(address: &str) -> String {
+    if address.is_empty() { "0.0.0.0".to_owned() } else { address.to_owned() }
 }
 
 fn plain(config: &ServerConfig) -> Result<Option<ServerTls>> {
