@@ -175,7 +175,7 @@ impl Server {
                 client: &client,
                 now_us,
                 contact: contact.as_deref(),
-                monitored: &|info, query| table.has(info, query),
+                monitored: &|info, query| table.has(info, query, now_us / 1_000_000),
                 gates: &|reader, flow| org.gate(reader, &client, flow),
             };
             ingest::store(txn, &context, items)

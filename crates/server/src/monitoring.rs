@@ -21,6 +21,12 @@ use crate::transaction::Pending;
 
 /// The record of the table among the settings.
 const KEY: &[u8] = b"client_monitoring";
+/// The record of the queries that left the table.
+const RETIRED_KEY: &[u8] = b"client_monitoring_retired";
+/// Rows of a query that left the table are taken so long, since agents may be offline: 30 days, in seconds.
+const RETIRED_FOR_S: u64 = 30 * 86_400;
+/// More queries than any table loses in that time.
+const MAX_RETIRED: usize = 4096;
 /// Event queries are held back so long for more rows unless configured.
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 
@@ -29,6 +35,26 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 pub(crate) struct EventTable {
     stored: ClientEventTable,
     groups: Vec<Group>,
+    retired: Vec<Retired>,
+}
+
+/// A query that was in the table until lately: agents may hold rows of it that they have not sent yet.
+#[derive(Clone, PartialEq, Message)]
+struct Retired {
+    #[prost(string, tag = "1")]
+    label: String,
+    #[prost(string, tag = "2")]
+    query: String,
+    /// Rows are taken until then, in seconds.
+    #[prost(uint64, tag = "3")]
+    until: u64,
+}
+
+/// All of them, as stored.
+#[derive(Clone, PartialEq, Message)]
+struct RetiredQueries {
+    #[prost(message, repeated, tag = "1")]
+    queries: Vec<Retired>,
 }
 
 /// What clients with one label run.
@@ -45,9 +71,25 @@ impl EventTable {
         self.stored.version.max(if by_label { info.labels_timestamp } else { 0 })
     }
 
-    /// Whether the client's table has this query. Says nothing about what the agent claims to run.
-    pub(crate) fn has(&self, info: &ClientInfo, query: &QueryName) -> bool {
-        self.groups.iter().any(|group| has_label(info, &group.label) && group.queries.contains(query))
+    /// Whether the client's table has this query, or had it until lately. Says nothing about what the agent claims to run.
+    pub(crate) fn has(&self, info: &ClientInfo, query: &QueryName, now_s: u64) -> bool {
+        let late = |retired: &Retired| retired.until > now_s && has_label(info, &retired.label) && retired.query == query.to_string();
+        self.groups.iter().any(|group| has_label(info, &group.label) && group.queries.contains(query)) || self.retired.iter().any(late)
+    }
+
+    /// Makes this the table that follows `old`: what is gone from it is retired.
+    fn follow(&mut self, old: &Self, now_s: u64) {
+        let kept = |label: &str, query: &QueryName| self.groups.iter().any(|group| group.label == label && group.queries.contains(query));
+        let mut retired: Vec<Retired> = old.retired.iter().filter(|retired| retired.until > now_s).cloned().collect();
+        for group in &old.groups {
+            for query in group.queries.iter().filter(|query| !kept(&group.label, query)) {
+                let (label, query, until) = (group.label.clone(), query.to_string(), now_s.saturating_add(RETIRED_FOR_S));
+                retired.retain(|other| other.label != label || other.query != query);
+                retired.push(Retired { label, query, until });
+            }
+        }
+        let surplus = retired.len().saturating_sub(MAX_RETIRED);
+        self.retired = retired.split_off(surplus);
     }
 
     fn message(&self, info: &ClientInfo, version: u64, names: &dyn Fn(&str) -> String, wait: &dyn Fn() -> u64) -> VeloMessage {
@@ -124,16 +166,23 @@ impl Org {
         self.own(permit)?;
         drop(receipt);
         let stored = ClientEventTable { version: self.now_ns(), client_message: None, ..table };
-        let compiled = compile(stored.clone(), self.catalog(), true)?;
+        let mut table = compile(stored, self.catalog(), true)?;
+        table.follow(&self.event_table(), self.now_us() / 1_000_000);
+        Ok(self.replace_table(table))
+    }
+
+    fn replace_table(&self, table: EventTable) -> Pending<()> {
         let (org, id) = (self.clone(), self.id().clone());
+        let (stored, retired) = (table.stored.clone(), RetiredQueries { queries: table.retired.clone() });
         let pending = self.submit(move |txn| {
             put(txn, &id, Space::Settings, KEY, &stored);
+            put(txn, &id, Space::Settings, RETIRED_KEY, &retired);
             Ok(())
         });
-        Ok(pending.then(move |()| {
-            write(&org.state().table, Arc::new(compiled));
+        pending.then(move |()| {
+            write(&org.state().table, Arc::new(table));
             org.state().readers.wake_all();
-        }))
+        })
     }
 
     /// Loads the stored table, or makes the default one.
@@ -162,7 +211,9 @@ impl Org {
                 table
             }
         };
-        write(&self.state().table, Arc::new(compile(table, self.catalog(), false)?));
+        let retired: Option<RetiredQueries> = get(self.reader(), self.id(), Space::Settings, RETIRED_KEY)?;
+        let table = EventTable { retired: retired.unwrap_or_default().queries, ..compile(table, self.catalog(), false)? };
+        write(&self.state().table, Arc::new(table));
         Ok(())
     }
 
@@ -176,15 +227,8 @@ impl Org {
             return Ok(());
         }
         new.stored.version = self.now_ns();
-        let (org, stored) = (self.id().clone(), new.stored.clone());
-        self.submit(move |txn| {
-            put(txn, &org, Space::Settings, KEY, &stored);
-            Ok(())
-        })
-        .wait()?;
-        write(&self.state().table, Arc::new(new));
-        self.state().readers.wake_all();
-        Ok(())
+        new.follow(&old, self.now_us() / 1_000_000);
+        self.replace_table(new).wait()
     }
 
     pub(crate) fn event_table(&self) -> Arc<EventTable> {
@@ -231,7 +275,7 @@ fn compile(stored: ClientEventTable, catalog: &Catalog, strict: bool) -> Result<
         let names = compiled.iter().flat_map(|args| &args.query).filter_map(|query| query.name.parse().ok());
         groups.push(Group { label, queries: names.collect(), compiled });
     }
-    Ok(EventTable { stored, groups })
+    Ok(EventTable { stored, groups, retired: Vec::new() })
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ pub(crate) struct Progress {
     /// Bytes of uploads stored so far, those of replaced files included.
     #[prost(uint64, tag = "7")]
     pub(crate) uploaded: u64,
+    /// Rows of results stored so far, over all queries.
+    #[prost(uint64, tag = "8")]
+    pub(crate) rows: u64,
 }
 
 /// What is kept of one uploaded file of a flow.
@@ -51,7 +54,7 @@ pub(crate) struct UploadState {
 /// Puts the statistics into the flow's record and derives its state at `now_us`.
 pub(crate) fn derive(context: &mut ArtifactCollectorContext, progress: &Progress, now_us: u64) {
     let stats = progress.stats.clone().unwrap_or_default();
-    total(context, &stats);
+    total(context, &stats, progress);
     context.query_stats = stats.query_status;
     let stored_error = context.state() == State::Error;
     let mut state = if stored_error { State::Error } else { State::Running };
@@ -88,14 +91,15 @@ pub(crate) fn derive(context: &mut ArtifactCollectorContext, progress: &Progress
     context.set_state(state);
 }
 
-fn total(context: &mut ArtifactCollectorContext, stats: &FlowStats) {
+/// The sums that users see. What the server counted itself wins over what the agent claims.
+fn total(context: &mut ArtifactCollectorContext, stats: &FlowStats, progress: &Progress) {
     let sum = |of: fn(&talon_proto::VeloStatus) -> i64| {
         stats.query_status.iter().fold(0_u64, |sum, query| sum.saturating_add(u64::try_from(of(query)).unwrap_or(0)))
     };
-    context.total_collected_rows = sum(|query| query.result_rows);
-    context.total_logs = sum(|query| query.log_rows);
+    context.total_collected_rows = progress.rows;
+    context.total_logs = sum(|query| query.log_rows).min(progress.next_log);
     context.total_uploaded_files = sum(|query| query.uploaded_files);
-    context.total_uploaded_bytes = sum(|query| query.uploaded_bytes);
+    context.total_uploaded_bytes = sum(|query| query.uploaded_bytes).min(progress.uploaded);
     context.total_expected_uploaded_bytes = sum(|query| query.expected_uploaded_bytes);
     context.execution_duration = stats.query_status.iter().map(|query| query.duration).max().unwrap_or(0).max(0);
     let started = stats.query_status.iter().map(|query| query.first_active).filter(|&at| at != 0).min();
@@ -174,7 +178,7 @@ mod tests {
         let lies = VeloStatus { result_rows: i64::MAX, log_rows: -5, duration: -1, ..VeloStatus::default() };
         let stats = FlowStats { query_status: vec![lies.clone(), lies.clone(), lies], ..FlowStats::default() };
         let mut context = ArtifactCollectorContext::default();
-        derive(&mut context, &Progress { stats: Some(stats), ..Progress::default() }, NOW);
-        assert_eq!((context.total_collected_rows, context.total_logs, context.execution_duration), (u64::MAX, 0, 0));
+        derive(&mut context, &Progress { stats: Some(stats), rows: 7, ..Progress::default() }, NOW);
+        assert_eq!((context.total_collected_rows, context.total_logs, context.execution_duration), (7, 0, 0));
     }
 }

@@ -87,6 +87,9 @@ impl Packet<'_, '_> {
         let stored = self.txn.table(self.context.org, &table)?.rows;
         match place(start, u64::from(block.count), stored) {
             Place::Next => {
+                if let Some(open) = self.flows.get_mut(flow) {
+                    open.progress.rows = open.progress.rows.saturating_add(u64::from(block.count));
+                }
                 self.txn.append_rows(self.context.org, &table, Some(stored), block)?;
                 Ok(Ok(()))
             }

@@ -78,6 +78,23 @@ async fn event_rows_carry_the_servers_columns() {
 }
 
 #[tokio::test]
+async fn rows_of_a_query_that_left_the_table_lately_are_taken() {
+    let bench = Bench::new();
+    let agent = bench.enrolled(1).await;
+    let set = |names: &[&str]| bench.root().set_monitoring(ClientEventTable { artifacts: artifacts(names), ..ClientEventTable::default() });
+    set(&["Test.Events"]).unwrap();
+    set(&["Test.MoreEvents"]).unwrap();
+    assert_eq!(agent.send(&[agent.rows("F.Monitoring", "Test.Events", 0, 1)]).await, Answer::Acknowledged);
+    let bench = bench.restarted();
+    let agent = agent.follow(&bench);
+    bench.advance(29 * 86_400);
+    assert_eq!(agent.send(&[agent.rows("F.Monitoring", "Test.Events", 1, 1)]).await, Answer::Acknowledged);
+    bench.advance(2 * 86_400);
+    assert_eq!(agent.send(&[agent.rows("F.Monitoring", "Test.Events", 2, 1)]).await, Answer::Refused);
+    assert_eq!(bench.event_rows(&agent.target(), "Test.Events").len(), 2);
+}
+
+#[tokio::test]
 async fn tables_hold_client_events_only_and_need_the_right_to_collect() {
     let bench = Bench::new();
     let set = |names: &[&str]| bench.root().set_monitoring(ClientEventTable { artifacts: artifacts(names), ..ClientEventTable::default() });
