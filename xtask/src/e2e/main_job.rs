@@ -61,7 +61,9 @@ fn audit(deployment: &Deployment, flow: &str) -> Result<()> {
     deployment.talon(&["-c", &server, "audit", "prove", &index, "--output", &proof])?;
     deployment.talon(&["audit", "verify", "--proof", &proof, "--key", &key])?;
     let text = fs::read_to_string(&proof)?;
-    fs::write(&proof, text.replacen("admin", "nimda", 1))?;
+    let changed = text.replacen("extra eyJ0", "extra eyJ1", 1);
+    ensure!(changed != text, "the proof does not begin as expected: {text}");
+    fs::write(&proof, changed)?;
     let refused = deployment.talon_output(&["audit", "verify", "--proof", &proof, "--key", &key])?;
     ensure!(refused.status.code() == Some(1), "a changed proof was accepted");
     Ok(())
