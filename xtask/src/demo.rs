@@ -75,14 +75,20 @@ fn show(deployment: &Deployment, vql: &str) -> Result<()> {
 /// Prints the audit records and returns the index of the one that scheduled `flow`.
 fn audit(deployment: &Deployment, flow: &str) -> Result<u64> {
     let text = deployment.talon(&["-c", &deployment.path("server.config.yaml"), "audit", "tail", "--format", "jsonl"])?;
-    let mut found = None;
+    let (mut found, mut queries) = (None, 0);
     for line in text.lines() {
         let record: Value = serde_json::from_str(line).with_context(|| format!("not an audit record: {line}"))?;
-        println!("    #{} {} {} {}", record["index"], record["time"].as_str().unwrap_or(""), record["principal"], record["operation"]);
+        let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        if text("operation") == "api_query" {
+            queries += 1;
+        } else {
+            println!("    #{} {} {} {}", record["index"], text("time"), text("principal"), text("operation"));
+        }
         if record["details"]["flow_id"] == flow {
             found = record["index"].as_u64();
         }
     }
+    println!("    and {queries} queries, each with its text");
     found.with_context(|| format!("no audit record names flow {flow}"))
 }
 
