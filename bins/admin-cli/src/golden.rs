@@ -1,13 +1,13 @@
 //! `talon golden`: runs query cases in the stock format against a server in memory and compares their output.
 //!
 //! A case is `NAME.in.yaml` with queries that share one scope, and `NAME.out.yaml` with the text that is expected. The scope is that of an
-//! administrator of a deployment that was just made; time stands still.
+//! administrator of a deployment that was just made; its date stands still.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use talon_ids::OrgId;
 use talon_server::{Clock, Server, ServerOptions, Session, Settings};
 use talon_store::Memory;
 use talon_vql::regex::Regex;
-use talon_vql::{Arg, ArgType, CancelToken, Dict, FrozenClock, LogSink, Query, Registry, Rows, Scope, Signature, Time, Value, json};
+use talon_vql::{Arg, ArgType, CancelToken, Dict, LogSink, Query, Registry, Rows, Scope, Signature, Time, Value, json};
 use talon_wire::Limits;
 
 use crate::arguments::GoldenArgs;
@@ -179,7 +179,7 @@ impl Case {
         let authority = Arc::new(session.authority().clone());
         let mut environment = talon_endpoint_vql::with_authority(session.environment(), authority)
             .log(log.clone())
-            .clock(Arc::new(FrozenClock(Time::from_unix_nanos(MOMENT))))
+            .clock(Arc::new(CaseClock(Instant::now())))
             .random(Arc::new(talon_vql::Counter::default()))
             .artifacts(Arc::new(Resolver::new(session.org().artifacts().clone())))
             .cancel(cancel)
@@ -256,6 +256,7 @@ fn session() -> Result<Session> {
         clock: Arc::new(StandingClock(AtomicU64::new(u64::try_from(MOMENT)?))),
         rng: Arc::new(SystemRng),
         registry: Arc::new(registry),
+        extensions: talon_vql::Extensions::default(),
         limits: Limits::default(),
     })?;
     Ok(server.own_session(&OrgId::root())?)
@@ -305,6 +306,19 @@ impl LogSink for CaseLog {
             state.1.get_or_insert_with(|| line.to_owned());
         }
         state.0.push(line.to_owned());
+    }
+}
+
+/// The clock of a case: its date stands still, but waiting waits and timeouts pass.
+struct CaseClock(Instant);
+
+impl talon_vql::Clock for CaseClock {
+    fn now(&self) -> Time {
+        Time::from_unix_nanos(MOMENT)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
     }
 }
 

@@ -7,10 +7,11 @@ use talon_acl::{Restriction, Unrestricted};
 use talon_audit::{Log, SigningKey};
 use talon_config::ServerConfig;
 use talon_crypto::SystemRng;
+use talon_endpoint_vql::accessor::Accessors;
 use talon_lockdown::Lockdown;
 use talon_server::{Server, ServerOptions, Settings, SystemClock};
 use talon_store::{AuditFiles, Embedded, Options};
-use talon_vql::{Registry, Restrictions};
+use talon_vql::{Extensions, Registry, Restrictions};
 use talon_wire::Limits;
 
 /// Opens the deployment. Blocks on storage.
@@ -30,6 +31,7 @@ pub(crate) fn open(config: &ServerConfig) -> Result<Server> {
         clock: Arc::new(SystemClock),
         rng: Arc::new(SystemRng),
         registry: Arc::new(registry(config)),
+        extensions: extensions(config)?,
         limits: limits(config),
     };
     Ok(Server::open(options)?)
@@ -65,6 +67,17 @@ fn registry(config: &ServerConfig) -> Registry {
         denied_functions: security.denied_functions.clone(),
     });
     registry
+}
+
+/// The accessors of queries on the server, without those that the configuration takes away.
+fn extensions(config: &ServerConfig) -> Result<Extensions> {
+    let security = config.security();
+    let accessors = Accessors::default()
+        .restricted(&security.allowed_accessors, &security.denied_accessors)
+        .map_err(|name| anyhow::anyhow!("Unknown accessor in allow list: {name}; correct security.allowed_accessors"))?;
+    let mut extensions = Extensions::default();
+    extensions.insert(Arc::new(accessors));
+    Ok(extensions)
 }
 
 fn limits(config: &ServerConfig) -> Limits {

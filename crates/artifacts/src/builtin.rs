@@ -8,6 +8,7 @@ use crate::Definition;
 const TEXTS: &[(&str, &str)] = &[
     ("Generic/Client/Info.yaml", include_str!("../definitions/Generic/Client/Info.yaml")),
     ("Generic/Client/Stats.yaml", include_str!("../definitions/Generic/Client/Stats.yaml")),
+    ("Generic/Utils/Crypto.yaml", include_str!("../definitions/Generic/Utils/Crypto.yaml")),
     ("Linux/Search/FileFinder.yaml", include_str!("../definitions/Linux/Search/FileFinder.yaml")),
     ("Linux/Sys/Pslist.yaml", include_str!("../definitions/Linux/Sys/Pslist.yaml")),
     ("Linux/Sys/Users.yaml", include_str!("../definitions/Linux/Sys/Users.yaml")),

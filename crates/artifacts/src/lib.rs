@@ -23,6 +23,7 @@ mod references;
 mod reformat;
 mod repository;
 mod resolve;
+mod verify;
 mod yaml;
 
 pub use access::check_access;

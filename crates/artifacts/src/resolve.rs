@@ -68,6 +68,28 @@ impl ArtifactResolver for Resolver {
             Ok(plan.in_order(scope))
         }
     }
+
+    fn exports(&self, name: &str) -> Result<Vec<Statement>, CallError> {
+        let Some(definition) = self.repository.get(name) else {
+            return Err(CallError::Failed(format!("Artifact {name} not found")));
+        };
+        let mut statements = Vec::new();
+        for import in definition.imports() {
+            if let Some(imported) = self.repository.get(import.as_str()) {
+                statements.extend(imported.export().iter().cloned());
+            }
+        }
+        statements.extend(definition.export().iter().cloned());
+        Ok(statements)
+    }
+
+    fn verify(&self, text: &str) -> Result<Dict, CallError> {
+        Ok(crate::verify::verify(text, &self.repository))
+    }
+
+    fn reformat(&self, text: &str) -> Result<String, CallError> {
+        crate::reformat(text).map_err(CallError::failed)
+    }
 }
 
 /// The arguments of a call.

@@ -142,14 +142,21 @@ impl Accessors {
         self.0.insert(name.to_owned(), Arc::new(accessor));
     }
 
-    /// Replaces accessor `name` by one that refuses with the text for denied accessors.
-    pub fn deny(&mut self, name: &str) {
-        self.add(name, Denied);
-    }
-
-    /// Keeps only the named accessors.
-    pub fn keep_only(&mut self, names: &[String]) {
-        self.0.retain(|name, _| names.contains(name));
+    /// What the lists of a configuration leave: an allow list that is not empty keeps only what it names; denials always count.
+    ///
+    /// # Errors
+    /// The name in the allow list that no accessor has.
+    pub fn restricted(mut self, allowed: &[String], denied: &[String]) -> Result<Self, String> {
+        if let Some(unknown) = allowed.iter().find(|name| !self.0.contains_key(*name)) {
+            return Err(unknown.clone());
+        }
+        if !allowed.is_empty() {
+            self.0.retain(|name, _| allowed.contains(name));
+        }
+        for name in denied.iter().filter(|name| self.0.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            self.add(&name, Denied);
+        }
+        Ok(self)
     }
 
     /// The names.
@@ -203,5 +210,32 @@ impl Accessor for Denied {
 
     fn list(&self, _: &Scope, _: &Arc<OsPath>) -> Result<Vec<FileInfo>, CallError> {
         Self::refuse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use talon_vql::{Environment, MemoryLog, Query, Registry, parse_statement};
+
+    use super::*;
+
+    fn log_of(accessors: Accessors, vql: &str) -> Vec<String> {
+        let log = Arc::new(MemoryLog::default());
+        let mut registry = Registry::core();
+        crate::register(&mut registry);
+        let scope = Environment::new(Arc::new(registry)).log(log.clone()).extension(Arc::new(accessors)).open();
+        assert_eq!(Query::new(&scope, &parse_statement(vql).unwrap()).count(), 0);
+        log.take()
+    }
+
+    #[test]
+    fn a_denied_accessor_says_so_and_one_that_is_not_listed_is_unknown() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let vql = "SELECT * FROM parse_lines(filename='x', accessor='data')";
+        let denied = Accessors::default().restricted(&[], &names(&["data", "no such"])).unwrap();
+        assert!(log_of(denied, vql).iter().any(|line| line.contains("Not implemented: Accessor denied by configuration")));
+        let unlisted = Accessors::default().restricted(&names(&["scope"]), &[]).unwrap();
+        assert!(log_of(unlisted, vql).iter().any(|line| line.contains("Unknown filesystem accessor data")));
+        assert_eq!(Accessors::default().restricted(&names(&["nope"]), &[]).err().as_deref(), Some("nope"));
     }
 }

@@ -45,6 +45,7 @@ impl Bench {
             clock: Arc::new(SystemClock),
             rng: Arc::new(SystemRng),
             registry: Arc::new(registry),
+            extensions: talon_vql::Extensions::default(),
             limits: talon_wire::Limits::default(),
         })
         .unwrap();

@@ -12,7 +12,7 @@ use talon_crypto::{Rng, RsaPrivateKey, RsaPublicKey, random_array};
 use talon_ids::{ClientId, OrgId, UserName};
 use talon_proto::{OrgRecord, VelociraptorUser};
 use talon_store::{Engine, Scan, Space};
-use talon_vql::Registry;
+use talon_vql::{Extensions, Registry};
 use talon_wire::{Limits, LookupError, Obfuscator, ServerCodec, TaskIds};
 
 use crate::ServerError;
@@ -49,6 +49,8 @@ pub struct ServerOptions {
     pub rng: Arc<dyn Rng>,
     /// The built-ins of queries on the server.
     pub registry: Arc<Registry>,
+    /// What else those built-ins find in their environment, such as accessors.
+    pub extensions: Extensions,
     /// Bounds on what agents may send.
     pub limits: Limits,
 }
@@ -61,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) rng: Arc<dyn Rng>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) extensions: Extensions,
     pub(crate) names: Obfuscator,
     pub(crate) task_ids: TaskIds,
 }
@@ -100,15 +103,27 @@ impl Server {
     /// # Errors
     /// [`ServerError::Configuration`] for settings that make no sense, and what storage, artifacts and the audit log fail with.
     pub fn open(options: ServerOptions) -> Result<Self, ServerError> {
-        let ServerOptions { settings, certificate_pem, certificate_name, key, engine, audit, restriction, clock, rng, registry, limits } =
-            options;
+        let ServerOptions {
+            settings,
+            certificate_pem,
+            certificate_name,
+            key,
+            engine,
+            audit,
+            restriction,
+            clock,
+            rng,
+            registry,
+            extensions,
+            limits,
+        } = options;
         if settings.root_nonce.is_empty() {
             return Err(ServerError::Configuration("Client.nonce is empty: clients could not enrol".into()));
         }
         let users = Directory::new(engine.clone(), settings.superuser.clone(), restriction);
         let codec = ServerCodec::new(key, &certificate_name, limits, rng.clone());
         let names = Obfuscator::new(&settings.obfuscation_nonce);
-        let shared = Arc::new(Shared { settings, engine, audit, clock, rng, registry, names, task_ids: TaskIds::default() });
+        let shared = Arc::new(Shared { settings, engine, audit, clock, rng, registry, extensions, names, task_ids: TaskIds::default() });
         let server = Self(Arc::new(ServerState {
             shared,
             users,

@@ -23,6 +23,7 @@ impl Session {
         let settings = &shared.settings;
         let config = Dict::new().with("version", Dict::new().with("name", "talon").with("version", settings.version.as_str()));
         Environment::new(shared.registry.clone())
+            .extensions(&shared.extensions)
             .guard(Arc::new(AuthorityGuard(self.authority().clone())))
             .clock(Arc::new(ServerClock { clock: shared.clock.clone(), started: Instant::now() }))
             .random(Arc::new(ServerRandom(shared.rng.clone())))

@@ -1,6 +1,7 @@
 //! The built-ins that touch nothing outside the query.
 
 mod aggregates;
+mod artifacts;
 mod containers;
 mod control;
 mod encodings;
@@ -31,6 +32,7 @@ pub mod csv {
 
 pub(crate) fn register(registry: &mut Registry) {
     aggregates::register(registry);
+    artifacts::register(registry);
     containers::register(registry);
     control::register(registry);
     encodings::register(registry);

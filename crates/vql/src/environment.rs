@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use talon_ids::Permissions;
 
+use crate::ast::Statement;
 use crate::budget::{Budget, Meter};
 use crate::cancel::CancelToken;
 use crate::dict::{Dict, Key};
@@ -181,6 +182,32 @@ pub trait ArtifactResolver: Send + Sync {
     /// # Errors
     /// For the log: `Artifact X not found`, `Unknown parameter X provided to artifact Y` …
     fn open(&self, name: &str, args: Dict, scope: &Scope) -> Result<Rows, CallError>;
+
+    /// What artifact `name` exports to queries that import it, in the order in which it must run.
+    ///
+    /// # Errors
+    /// There is no such artifact.
+    fn exports(&self, name: &str) -> Result<Vec<Statement>, CallError> {
+        Err(CallError::Failed(format!("Artifact {name} not found")))
+    }
+
+    /// What is wrong with the text of an artifact, and what it defines.
+    ///
+    /// # Errors
+    /// Nobody here reads artifacts.
+    fn verify(&self, text: &str) -> Result<Dict, CallError> {
+        let _ = text;
+        Err("artifacts cannot be verified here".into())
+    }
+
+    /// The text of an artifact with its queries formatted.
+    ///
+    /// # Errors
+    /// A query is not VQL.
+    fn reformat(&self, text: &str) -> Result<String, CallError> {
+        let _ = text;
+        Err("artifacts cannot be formatted here".into())
+    }
 }
 
 /// Values of the host program by their types.
@@ -281,6 +308,13 @@ impl Environment {
     #[must_use]
     pub fn extension<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
         self.extensions.insert(value);
+        self
+    }
+
+    /// Many of them at once; those of the same type give way.
+    #[must_use]
+    pub fn extensions(mut self, more: &Extensions) -> Self {
+        self.extensions.0.extend(more.0.iter().map(|(kind, value)| (*kind, value.clone())));
         self
     }
 

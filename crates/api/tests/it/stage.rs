@@ -111,6 +111,7 @@ impl Stage {
             clock: Arc::new(SystemClock),
             rng: Arc::new(SystemRng),
             registry: Arc::default(),
+            extensions: talon_vql::Extensions::default(),
             limits: talon_wire::Limits::default(),
         };
         let server = tokio::task::spawn_blocking(move || {

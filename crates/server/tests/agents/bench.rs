@@ -252,6 +252,7 @@ fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, si
             clock: clock.clone(),
             rng: Arc::new(SystemRng),
             registry: Arc::default(),
+            extensions: talon_vql::Extensions::default(),
             limits: Limits::default(),
         })
         .unwrap(),
