@@ -67,6 +67,9 @@ fn criterion(benches: &[(&str, &str)], short: bool) -> Result<Vec<Measure>> {
         let started = SystemTime::now();
         let mut command = Command::new(env!("CARGO"));
         command.current_dir(workspace_root()).args(["bench", "--package", package, "--bench", bench]);
+        if *package == env!("CARGO_PKG_NAME") {
+            command.args(["--features", "lab"]);
+        }
         if short {
             command.args(["--", "--quick"]);
         }

@@ -25,6 +25,7 @@ impl Programs {
     }
 
     /// Builds them as they are shipped, for measuring.
+    #[cfg(feature = "lab")]
     pub(crate) fn optimized() -> Result<Self> {
         Self::build_as("release", "release")
     }

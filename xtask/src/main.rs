@@ -1,14 +1,19 @@
 //! The project's own tools: everything that is not `cargo build`, as `cargo xtask …`.
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed here, and a missing key is null")]
 
+#[cfg(feature = "lab")]
 mod bench;
 mod checks;
+#[cfg(feature = "lab")]
 mod codegen;
+#[cfg(feature = "lab")]
 mod crash;
 mod demo;
 mod deployment;
 mod e2e;
+#[cfg(feature = "lab")]
 mod fixtures;
+#[cfg(feature = "lab")]
 mod load;
 mod process;
 mod tidy;
@@ -48,10 +53,18 @@ enum Command {
     Ci,
     /// Check the rules of ARCHITECTURE.md that a machine can check.
     Tidy,
-    /// Kill the store, then the server, in the middle of their work, and compare what is left.
-    Crash(crash::Arguments),
-    /// Measure, and print each result beside the machine's own limit.
+    #[command(flatten)]
+    Lab(Lab),
+}
+
+/// Commands that are built with the feature `lab` only; without it they start cargo again.
+#[cfg(feature = "lab")]
+#[derive(Subcommand)]
+enum Lab {
+    /// Measure, beside the machine's own limits in the same run.
     Bench(bench::Arguments),
+    /// Kill the store and the server in the middle of their work, and compare what is left with a model.
+    Crash(crash::Arguments),
     /// Make the packets of `fixtures/wire`, with new throwaway keys.
     Fixtures {
         /// Replace those that are there.
@@ -64,6 +77,31 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+}
+
+#[cfg(not(feature = "lab"))]
+#[derive(Subcommand)]
+enum Lab {
+    /// Measure, beside the machine's own limits in the same run.
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
+    /// Kill the store and the server in the middle of their work, and compare what is left with a model.
+    #[command(disable_help_flag = true)]
+    Crash(Rest),
+    /// Make the packets of `fixtures/wire`, with new throwaway keys.
+    #[command(disable_help_flag = true)]
+    Fixtures(Rest),
+    /// Generate the Rust types of `proto/` into `crates/proto/src/gen`.
+    #[command(disable_help_flag = true)]
+    Codegen(Rest),
+}
+
+/// Arguments that are looked at after cargo was started again.
+#[cfg(not(feature = "lab"))]
+#[derive(clap::Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -83,11 +121,27 @@ fn run(command: Command) -> Result<()> {
         Command::E2e { filter, keep } => e2e::run(&e2e::Options { filter, keep }),
         Command::Ci => checks::ci(),
         Command::Tidy => tidy::run(),
-        Command::Crash(arguments) => crash::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
-        Command::Fixtures { force } => fixtures::run(force),
-        Command::Codegen { check } => codegen::run(check),
+        Command::Lab(command) => lab(command),
     }
+}
+
+#[cfg(feature = "lab")]
+fn lab(command: Lab) -> Result<()> {
+    match command {
+        Lab::Bench(arguments) => bench::run(&arguments),
+        Lab::Crash(arguments) => crash::run(&arguments),
+        Lab::Fixtures { force } => fixtures::run(force),
+        Lab::Codegen { check } => codegen::run(check),
+    }
+}
+
+#[cfg(not(feature = "lab"))]
+fn lab(_: Lab) -> Result<()> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.current_dir(workspace_root()).args(["run", "--package", "xtask", "--features", "lab", "--"]);
+    let status = cargo.args(std::env::args_os().skip(1)).status()?;
+    anyhow::ensure!(status.success(), "the command failed ({status})");
+    Ok(())
 }
 
 /// The root of the workspace.
