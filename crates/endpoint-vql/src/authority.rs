@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use talon_acl::{Authority, Denial, Effect, Permit};
 use talon_ids::Permissions;
-use talon_vql::{CallError, Denied, Environment, Guard, Scope};
+use talon_vql::{CacheFiles, CallError, Denied, Environment, Guard, Scope};
+
+use crate::caches::FileCaches;
 
 /// Lets an [`Authority`] guard a query.
 pub struct AuthorityGuard(pub Arc<Authority>);
@@ -15,10 +17,11 @@ impl Guard for AuthorityGuard {
     }
 }
 
-/// The environment with `authority` as guard and as the source of permits.
+/// The environment with `authority` as guard and as the source of permits. Caches of queries may be files then.
 #[must_use]
 pub fn with_authority(environment: Environment, authority: Arc<Authority>) -> Environment {
-    environment.guard(Arc::new(AuthorityGuard(authority.clone()))).extension(authority)
+    let caches = Arc::new(CacheFiles(Arc::new(FileCaches)));
+    environment.guard(Arc::new(AuthorityGuard(authority.clone()))).extension(authority).extension(caches)
 }
 
 /// The permit for effect `E` of the principal on whose behalf the query runs.

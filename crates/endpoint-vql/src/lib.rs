@@ -17,6 +17,7 @@
 
 pub mod accessor;
 mod authority;
+mod caches;
 mod clock;
 mod compression;
 mod digest;

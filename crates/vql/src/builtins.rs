@@ -2,16 +2,21 @@
 
 mod aggregates;
 mod artifacts;
+mod cache;
 mod containers;
 mod control;
 mod encodings;
+mod later;
 mod log;
 mod objects;
 mod paths;
+mod streams;
 mod strings;
 mod times;
 
 use crate::registry::Registry;
+
+pub use cache::{CacheFile, CacheFiles, CacheStorage};
 
 /// Cells of CSV files, as stock peers write them.
 pub mod csv {
@@ -33,12 +38,15 @@ pub mod csv {
 pub(crate) fn register(registry: &mut Registry) {
     aggregates::register(registry);
     artifacts::register(registry);
+    cache::register(registry);
     containers::register(registry);
     control::register(registry);
     encodings::register(registry);
+    later::register(registry);
     log::register(registry);
     objects::register(registry);
     paths::register(registry);
+    streams::register(registry);
     strings::register(registry);
     times::register(registry);
 }

@@ -245,6 +245,65 @@ impl Scope {
         change(environment).open()
     }
 
+    /// What work needs that outlives this scope or runs beside it: the environment, and every name that is bound here.
+    /// It keeps neither the scope nor the query alive.
+    pub(crate) fn detach(&self) -> Detached {
+        const CONSTANTS: u32 = 1;
+        const VARIABLES: u32 = 2;
+        let mut environment = self.environment().clone();
+        environment.locals = Dict::new();
+        let mut frames = Vec::new();
+        let mut scope = Some(self);
+        while let Some(current) = scope {
+            scope = current.0.parent.as_ref();
+            let value = |value: &Value| Binding::Value(value.clone().reduced().detached(self));
+            let bindings: Vec<(Key, Binding)> = match &current.0.frame {
+                Frame::Variables(variables) => {
+                    let variables = variables.read().unwrap_or_else(PoisonError::into_inner).clone();
+                    variables
+                        .into_iter()
+                        .map(|(name, binding)| match binding {
+                            Binding::Value(held) => (name, value(&held)),
+                            definition => (name, definition),
+                        })
+                        .collect()
+                }
+                Frame::Fixed(names) => names.iter().map(|(name, held)| (name.clone(), value(held))).collect(),
+                Frame::Row(row) => crate::member::columns(row)
+                    .into_iter()
+                    .map(|name| {
+                        let held = crate::member::column(row, &name).unwrap_or_default();
+                        (name, value(&held))
+                    })
+                    .collect(),
+                Frame::Output(_) | Frame::Level => continue,
+            };
+            match current.0.depth {
+                CONSTANTS => {}
+                VARIABLES => {
+                    environment.variables = bindings
+                        .into_iter()
+                        .filter_map(|(name, binding)| match binding {
+                            Binding::Value(held) => Some((name, held)),
+                            Binding::Let(_) => None,
+                        })
+                        .collect();
+                }
+                _ => frames.push(bindings),
+            }
+        }
+        Detached { environment, bindings: frames.into_iter().rev().flatten().collect() }
+    }
+
+    /// Runs `close` when the outermost scope of this one ends: that of the query, or of the artifact or text that runs inside it.
+    pub(crate) fn on_root_close(&self, close: impl FnOnce() + Send + 'static) {
+        let mut scope = self;
+        while let Some(parent) = &scope.0.parent {
+            scope = parent;
+        }
+        scope.on_close(close);
+    }
+
     /// What the host program handed in.
     #[must_use]
     pub fn environment(&self) -> &Environment {
@@ -577,6 +636,30 @@ impl Scope {
 
     pub(crate) fn downgrade(&self) -> WeakScope {
         WeakScope(Arc::downgrade(&self.0))
+    }
+}
+
+/// See [`Scope::detach`].
+#[derive(Clone)]
+pub(crate) struct Detached {
+    environment: Environment,
+    bindings: Vec<(Key, Binding)>,
+}
+
+impl Detached {
+    /// The same with further names.
+    pub(crate) fn with_names(mut self, names: &Dict) -> Self {
+        self.bindings.extend(names.iter().map(|(name, value)| (name.clone(), Binding::Value(value.clone()))));
+        self
+    }
+
+    /// A fresh scope that `cancel` stops.
+    pub(crate) fn open(&self, cancel: CancelToken) -> Scope {
+        let scope = self.environment.clone().cancel(cancel).open();
+        for (name, binding) in &self.bindings {
+            scope.bind(name.clone(), binding.clone());
+        }
+        scope
     }
 }
 

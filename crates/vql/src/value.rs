@@ -383,6 +383,14 @@ impl Value {
         }
     }
 
+    /// The value without lazy expressions, which keep their scopes alive. Queries stay unread.
+    pub(crate) fn detached(self, scope: &Scope) -> Self {
+        match self {
+            Self::Dict(_) | Self::List(_) if self.is_unread() => self.materialized(scope),
+            other => other,
+        }
+    }
+
     /// The name of the type as stock messages have it (`%T` of `format()`).
     #[must_use]
     pub fn type_name(&self) -> &'static str {

@@ -530,7 +530,7 @@ fn unknown_names() {
             "SELECT * FROM for_each()",
             vec![
                 "ERROR:Plugin for_each not found. Current Scope is [NULL], [config, $acl], [$Query]",
-                "ERROR:Plugin for_each not found. Did you mean foreach? ",
+                "ERROR:Plugin for_each not found. Did you mean for foreach? ",
             ],
         ),
         (

@@ -278,10 +278,19 @@ impl Drop for Workers {
     }
 }
 
+/// Reads `rows` on a thread, up to `buffer` rows ahead of the reader. Where the budget gives no thread, on the caller's.
+pub(super) fn read_ahead(scope: &Scope, buffer: usize, rows: Rows) -> Rows {
+    workers(scope, 1, buffer, rows, |row, _| Rows::one(row))
+}
+
 /// Runs `work` for each row on up to `count` threads. Where the budget gives no thread at all, on the caller's, in order.
 fn in_parallel(scope: &Scope, count: usize, rows: Rows, work: impl Fn(Value, &Scope) -> Rows + Send + Sync + 'static) -> Rows {
+    workers(scope, count, AHEAD, rows, work)
+}
+
+fn workers(scope: &Scope, count: usize, ahead: usize, rows: Rows, work: impl Fn(Value, &Scope) -> Rows + Send + Sync + 'static) -> Rows {
     let Some(scope) = scope.with_cancel(scope.cancel_token().child()) else { return Rows::none() };
-    let (sender, receiver) = sync_channel(AHEAD);
+    let (sender, receiver) = sync_channel(ahead);
     let (rows, work) = (Arc::new(std::sync::Mutex::new(rows)), Arc::new(work));
     let mut threads = Vec::new();
     for _ in 0..count {

@@ -17,7 +17,6 @@ use crate::ops::truth;
 use crate::registry::Registry;
 use crate::rows::Rows;
 use crate::signature::{Arg, ArgType, Signature};
-use crate::text::display;
 use crate::value::{List, Object, Value};
 
 pub(super) fn register(registry: &mut Registry) {
@@ -52,20 +51,6 @@ pub(super) fn register(registry: &mut Registry) {
             let size = call.opt_int("size").and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0).unwrap_or(1000);
             Ok(Value::Object(Arc::new(Recent { size: size.min(MAX_CACHE), entries: Mutex::default() })))
         },
-    );
-    registry.function(
-        Signature::function("cache", "Remembers what an expression gave for a key.")
-            .args(args![
-                Arg::optional("func", ArgType::Lazy, "Evaluated when the key is not known."),
-                Arg::optional("lambda", ArgType::Lambda, "Called with the key when it is not known."),
-                Arg::optional("name", ArgType::String, "The name of the cache."),
-                Arg::optional("key", ArgType::Any, "The key."),
-                Arg::optional("period", ArgType::Int, "Seconds after which the cache starts over."),
-                Arg::optional("filename", ArgType::String, "Not supported: caches are kept in memory."),
-                Arg::optional("max_size", ArgType::UInt, "Not used: the memory of the query is the limit."),
-            ])
-            .version(2),
-        cache,
     );
     registry.plugin(
         Signature::plugin("batch", "Gives rows in groups.")
@@ -284,56 +269,6 @@ impl Object for Recent {
     fn as_any(&self) -> &dyn Any {
         self
     }
-}
-
-/// The caches of a query by name, each with the second in which it was begun.
-#[derive(Default)]
-struct Caches(Mutex<IndexMap<String, Cache>>);
-
-#[derive(Default)]
-struct Cache {
-    since: i64,
-    values: IndexMap<String, Value>,
-    lambda: Option<Arc<crate::lambda::Lambda>>,
-}
-
-fn cache(call: Call) -> Result<Value, CallError> {
-    if call.has("filename") {
-        return Err("caches in files are not supported".into());
-    }
-    let scope = call.scope();
-    let (name, key) = (call.string("name"), display(&call.value("key").materialized(scope)));
-    let period = call.opt_int("period").filter(|period| *period > 0).unwrap_or(60);
-    let now = scope.now().unix();
-    let caches = scope.shared::<Caches>();
-    let lambda = {
-        let mut caches = caches.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let cache = caches.entry(name.clone()).or_default();
-        if now.saturating_sub(cache.since) > period || cache.values.len() >= MAX_CACHE {
-            (cache.since, cache.values) = (now, IndexMap::new());
-        }
-        if let Some(lambda) = call.lambda("lambda") {
-            cache.lambda = Some(lambda);
-        }
-        if let Some(known) = cache.values.get(&key).filter(|_| call.has("key")) {
-            return Ok(known.clone());
-        }
-        cache.lambda.clone()
-    };
-    if !call.has("key") {
-        return Ok(Value::Null);
-    }
-    let value = match (call.has("func"), lambda) {
-        (true, _) => call.lazy("func"),
-        (false, Some(lambda)) => lambda.call(scope, &[call.value("key")]),
-        (false, None) => return Err("either func or lambda is needed".into()),
-    };
-    let value = value.materialized(scope);
-    if scope.keep(value.weight().saturating_add(key.len() as u64)) {
-        let mut caches = caches.0.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.entry(name).or_default().values.insert(key, value.clone());
-    }
-    Ok(value)
 }
 
 fn batch(call: Call) -> Result<Rows, CallError> {
