@@ -12,6 +12,7 @@ mod objects;
 mod paths;
 mod streams;
 mod strings;
+mod template;
 mod times;
 
 use crate::registry::Registry;
@@ -48,5 +49,6 @@ pub(crate) fn register(registry: &mut Registry) {
     paths::register(registry);
     streams::register(registry);
     strings::register(registry);
+    template::register(registry);
     times::register(registry);
 }
