@@ -226,3 +226,18 @@ fn a_cache_forgets_the_oldest_keys() {
                 SELECT C(K=1), C(K=2), C(K=2), C(K=3), C(K=1) FROM scope()";
     assert_eq!(logs(text).len(), 4);
 }
+
+#[test]
+fn small_functions() {
+    let cases = [
+        (
+            "SELECT format(format='%x', args=utf16_encode(string='a€')) AS A, utf16(string=utf16_encode(string='a€')) AS B, utf16(string='a') AS C FROM scope()",
+            r#"[{"A":"6100ac20","B":"a€","C":""}]"#,
+        ),
+        ("SELECT rate(x=_value * 6, y=_value * 2) AS R FROM range(end=3)", r#"[{"R":null},{"R":3},{"R":3}]"#),
+        ("SELECT rate(x=_value, y=1) AS R FROM range(end=2)", r#"[{"R":null},{"R":null}]"#),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(rows(text), expected, "{text}");
+    }
+}

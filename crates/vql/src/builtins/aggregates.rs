@@ -14,6 +14,20 @@ use crate::value::{List, Object, Value};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.function(
+        Signature::function("rate", "How fast x grows with y since the row before; NULL for the first row.")
+            .args(
+                args![Arg::required("x", ArgType::Float, "What grows."), Arg::required("y", ArgType::Float, "By what, mostly the time."),],
+            )
+            .aggregate(),
+        |call| {
+            let point = Value::list([call.value("x"), call.value("y")]);
+            let before = call.state(|state| std::mem::replace(state, point.clone()));
+            let number = |value: &Value, at: usize| value.as_list().and_then(|items| items.get(at)).and_then(Value::as_float);
+            let difference = |at: usize| Some(number(&point, at)? - number(&before, at)?);
+            Ok(Value::from(difference(0).zip(difference(1)).filter(|(_, y)| *y != 0.0).map(|(x, y)| x / y)))
+        },
+    );
+    registry.function(
         Signature::function("count", "Counts calls.").args(args![Arg::optional("items", ArgType::Any, "Not used.")]).aggregate(),
         |call| {
             Ok(call.state(|state| {

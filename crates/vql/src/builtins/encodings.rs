@@ -53,6 +53,14 @@ pub(super) fn register(registry: &mut Registry) {
     registry.function(Signature::function("base64encode", "Writes bytes as base64.").args(args![STRING]), |call| {
         Ok(Value::from(PADDED.encode(call.bytes("string"))))
     });
+    registry.function(Signature::function("utf16", "Reads UTF-16, little end first.").args(args![STRING]), |call| {
+        let bytes = call.bytes("string");
+        let units: Vec<u16> = bytes.chunks_exact(2).filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?))).collect();
+        Ok(Value::from(String::from_utf16_lossy(&units)))
+    });
+    registry.function(Signature::function("utf16_encode", "Writes UTF-16, little end first.").args(args![STRING]), |call| {
+        Ok(Value::str(call.string("string").encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()))
+    });
     registry.function(Signature::function("base64decode", "Reads base64.").args(args![STRING]), |call| {
         let text: Vec<u8> = call.bytes("string").iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
         let bytes = LENIENT.decode(&text).or_else(|_| URL_SAFE.decode(&text)).map_err(|_| CallError::from("not base64"))?;
