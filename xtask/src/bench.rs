@@ -16,6 +16,8 @@ use crate::workspace_root;
 
 const SYNC: &str = "machine/append 4 KiB and fsync";
 const DECRYPTION: &str = "machine/RSA-2048 OAEP decryption";
+/// New sessions that are measured: fewer than the burst that the server's budget for them allows.
+const SESSIONS: usize = 480;
 const COPY: &str = "machine/copy 64 MiB of memory";
 
 /// What to measure.
@@ -37,6 +39,9 @@ pub(crate) struct Arguments {
     /// Fewer repetitions: the numbers are good for a first look only.
     #[arg(long)]
     short: bool,
+    /// A folder with the programs to measure, instead of building them.
+    #[arg(long)]
+    programs: Option<PathBuf>,
 }
 
 /// One line of the table.
@@ -55,7 +60,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     benches.extend(wanted(Area::Wire).then_some(("talon-wire", "open")));
     let mut measures = criterion(&benches, arguments.short)?;
     if wanted(Area::Ingest) {
-        measures.extend(ingest(arguments.short)?);
+        let programs = arguments.programs.as_deref().map_or_else(Programs::optimized, |folder| Ok(Programs::in_folder(folder)))?;
+        measures.extend(ingest(&programs, arguments.short)?);
     }
     print(&measures)
 }
@@ -141,10 +147,10 @@ struct Sender {
     next: u64,
 }
 
-fn ingest(short: bool) -> Result<Vec<Measure>> {
+fn ingest(programs: &Programs, short: bool) -> Result<Vec<Measure>> {
     let (agents, packets) = if short { (4, 50) } else { (16, 250) };
     let folder = tempfile::tempdir()?;
-    let mut deployment = Deployment::create(&Programs::optimized()?, folder.path(), Scheme::Http)?;
+    let mut deployment = Deployment::create(programs, folder.path(), Scheme::Http)?;
     deployment.start_server()?;
     let server = Server::of(&deployment)?;
     let mut senders = Vec::new();
@@ -164,12 +170,13 @@ fn ingest(short: bool) -> Result<Vec<Measure>> {
             measures.push(Measure { name: "ingest/bytes of rows".into(), rate: bytes / time.as_secs_f64(), bytes: true });
         }
     }
+    let sessions = SESSIONS / agents;
     let started = Instant::now();
-    let threads: Vec<_> = senders.into_iter().map(|sender| thread::spawn(move || open_sessions(sender, packets))).collect();
+    let threads: Vec<_> = senders.into_iter().map(|sender| thread::spawn(move || open_sessions(sender, sessions))).collect();
     for thread in threads {
         joined(thread.join())?;
     }
-    let rate = f64::from(u32::try_from(packets * agents)?) / started.elapsed().as_secs_f64();
+    let rate = f64::from(u32::try_from(sessions * agents)?) / started.elapsed().as_secs_f64();
     measures.push(Measure { name: "ingest/new sessions".into(), rate, bytes: false });
     deployment.stop()?;
     Ok(measures)

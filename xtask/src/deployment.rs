@@ -30,6 +30,11 @@ impl Programs {
         Self::build_as("release", "release")
     }
 
+    /// Programs that were built before.
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     fn build_as(profile: &str, folder: &str) -> Result<Self> {
         let packages = ["talon-frontend", "talon-agent", "talon-admin-cli"];
         let status = Command::new(env!("CARGO"))
