@@ -109,7 +109,7 @@ impl ActionLimits {
     }
 }
 
-/// A flow's shared state. All that leaves it goes through [`Flow::emit`], which keeps the order of numbers.
+/// A flow's shared state. All that leaves it does so under one lock, which keeps the order of numbers.
 pub(crate) struct Flow {
     pub(crate) settings: FlowSettings,
     pub(crate) cancel: CancelToken,

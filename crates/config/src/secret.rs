@@ -12,7 +12,7 @@ thread_local! {
     static REVEALED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A key, a password or another secret text. Its `Debug` form is a placeholder; serializing it fails outside of [`revealing`].
+/// A key, a password or another secret text. Its `Debug` form is a placeholder; serializing it fails outside of the emission of configurations.
 #[derive(Clone, Default)]
 pub struct Secret(Zeroizing<String>);
 

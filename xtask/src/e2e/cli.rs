@@ -15,6 +15,28 @@ pub(super) const CASES: &[Case] = &[
     ("secrets stay in the server configuration and files are private", secrets),
     ("a user without the permission is refused by name", missing_permission),
     ("wrong usage exits with 2", wrong_usage),
+    ("stock query cases give stock's output", golden),
+];
+
+/// Stock query cases that must pass. The others need built-ins that are not there yet.
+const GOLDEN: &[&str] = &[
+    "array",
+    "cache",
+    "columns",
+    "common",
+    "dicts",
+    "eval",
+    "generator",
+    "hash_utils",
+    "ip",
+    "json",
+    "lru",
+    "protocols",
+    "query",
+    "reformat",
+    "semver",
+    "templates",
+    "vql",
 ];
 
 /// Runs `program -c text` and returns exit code and stderr.
@@ -92,5 +114,18 @@ fn wrong_usage(stage: &Stage) -> Result<Outcome> {
         let output = Command::new(stage.programs.path(program)).args(arguments).output()?;
         ensure!(output.status.code() == Some(2), "{program}: {:?}", output.status);
     }
+    Ok(Outcome::Passed)
+}
+
+fn golden(stage: &Stage) -> Result<Outcome> {
+    let Some(folder) = std::env::var_os("TALON_GOLDEN") else {
+        return Ok(Outcome::Skipped("TALON_GOLDEN is not set".to_owned()));
+    };
+    let filter = format!("^({})$", GOLDEN.join("|"));
+    let output =
+        Command::new(stage.programs.path("talon")).arg("golden").arg(folder).args(["--env", "srcDir=.", "--filter", &filter]).output()?;
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = format!("{} passed, 0 failed", GOLDEN.len());
+    ensure!(output.status.success() && shown.contains(&expected), "{shown}");
     Ok(Outcome::Passed)
 }
