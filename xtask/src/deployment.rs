@@ -31,6 +31,7 @@ impl Programs {
     }
 
     /// Programs that were built before.
+    #[cfg(feature = "lab")]
     pub(crate) fn in_folder(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
     }
