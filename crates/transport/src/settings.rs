@@ -83,7 +83,8 @@ impl Default for FrontendLimits {
             body_budget: 1 << 30,
             global_upload_rate: 0,
             per_client_upload_rate: 0,
-            concurrency: 2 * std::thread::available_parallelism().map_or(2, usize::from),
+            // Packets wait for the disk rather than for a processor, and those that wait together share one sync.
+            concurrency: 8 * std::thread::available_parallelism().map_or(2, usize::from),
             reader_concurrency: 100,
             concurrency_timeout: Duration::from_secs(600),
             processing_deadline: Duration::from_secs(60),
