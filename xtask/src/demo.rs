@@ -42,7 +42,9 @@ pub(crate) fn run(once: bool) -> Result<()> {
     println!("    flow {flow} is {}: {} rows", finished["state"].as_str().unwrap_or("?"), finished["total_collected_rows"]);
     show(
         &deployment,
-        &format!("SELECT Pid, Ppid, Name, Username FROM source(client_id='{client}', flow_id='{flow}', artifact='{ARTIFACT}') LIMIT 5"),
+        &format!(
+            "SELECT Pid, Ppid, Name, Username FROM source(client_id='{client}', flow_id='{flow}', artifact='{ARTIFACT}') WHERE Name =~ '^talon'"
+        ),
     )?;
 
     say("the audit log: who did what, before it was done");
