@@ -23,7 +23,15 @@ pub(crate) fn ci() -> Result<()> {
         let _flags = shell.push_env("RUSTDOCFLAGS", "-D warnings");
         Ok(cmd!(shell, "cargo doc --workspace --no-deps --document-private-items --quiet").run()?)
     })?;
+    step("corpora of the fuzz targets", || replay_corpora(&shell))?;
     test()
+}
+
+/// The fuzz targets are a workspace of their own; they share this one's target folder, so that little is built twice.
+fn replay_corpora(shell: &Shell) -> Result<()> {
+    let metadata = cargo_metadata::MetadataCommand::new().current_dir(workspace_root()).no_deps().exec()?;
+    let _target = shell.push_env("CARGO_TARGET_DIR", metadata.target_directory);
+    Ok(cmd!(shell, "cargo test --manifest-path fuzz/Cargo.toml --no-default-features").run()?)
 }
 
 /// Every test of the workspace, then the end-to-end cases.
