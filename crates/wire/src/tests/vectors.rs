@@ -180,6 +180,13 @@ fn every_recorded_packet_opens_to_its_clear_form_and_travels_again() {
             let Reply::Verified(reply) = sessions[&key].open(body).unwrap() else { panic!("{what}") };
             let messages: Vec<_> = reply.messages().collect::<Result<_, _>>().unwrap();
             assert_messages(&messages, &clear, SERVER, &what);
+
+            let checkin = sessions[&key].seal(NOW, &Blobs::plain([MessageList::default()])).unwrap();
+            let Opened::Authenticated(packet) = server.open(checkin, HERE, NOW, &deployment).unwrap() else { panic!("{what}") };
+            let resealed = server.seal(NOW, packet.client(), &deployment, &messages.iter().collect()).unwrap();
+            let Reply::Verified(again) = sessions[&key].open(resealed).unwrap() else { panic!("{what}") };
+            let again: Vec<_> = again.messages().collect::<Result<_, _>>().unwrap();
+            assert_messages(&again, &clear, SERVER, &what);
         }
     }
 }
