@@ -181,7 +181,7 @@ async fn every_method_for_every_role() {
         }
     }
     let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    expect_file!["matrix.txt"].assert_eq(&table);
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/matrix.txt")].assert_eq(&table);
 }
 
 #[test]
