@@ -15,6 +15,7 @@
 //! # Ok::<(), talon_ids::InvalidId>(())
 //! ```
 
+mod absent;
 pub mod accessor;
 mod authority;
 mod caches;
@@ -28,6 +29,8 @@ pub mod host;
 mod network;
 mod process;
 mod records;
+#[cfg(test)]
+mod signatures;
 mod system;
 mod tables;
 mod temporary;
@@ -65,4 +68,5 @@ pub fn register(registry: &mut Registry) {
     temporary::register(registry);
     upload::register(registry);
     write::register(registry);
+    absent::register(registry);
 }

@@ -59,6 +59,37 @@ impl Function for FunctionFn {
     }
 }
 
+/// A built-in that is known by name only.
+struct Unavailable(Signature);
+
+impl Unavailable {
+    fn refuse(&self, call: &Call) -> CallError {
+        let reason = self.0.unavailable.unwrap_or("not available here");
+        call.scope().log_once(format!("{}: {reason}", self.0.name));
+        CallError::Silent
+    }
+}
+
+impl Plugin for Unavailable {
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn open(&self, call: Call) -> Result<Rows, CallError> {
+        Err(self.refuse(&call))
+    }
+}
+
+impl Function for Unavailable {
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn call(&self, call: Call) -> Result<Value, CallError> {
+        Err(self.refuse(&call))
+    }
+}
+
 /// What a name stands for.
 pub(crate) enum Entry<T: ?Sized> {
     Active(Arc<T>),
@@ -131,6 +162,20 @@ impl Registry {
     /// Adds a function made of a signature and a body.
     pub fn function(&mut self, signature: Signature, body: fn(Call) -> Result<Value, CallError>) {
         self.add_function(FunctionFn(signature, body));
+    }
+
+    /// Adds a built-in that is known by name only: each query that calls it logs `<name>: <reason>` once, and gets nothing.
+    /// What is there already stays.
+    pub fn unavailable(&mut self, signature: Signature) {
+        let name = signature.name.to_owned();
+        match signature.kind {
+            Kind::Plugin => {
+                self.plugins.entry(name).or_insert_with(|| Entry::Active(Arc::new(Unavailable(signature))));
+            }
+            Kind::Function => {
+                self.functions.entry(name).or_insert_with(|| Entry::Active(Arc::new(Unavailable(signature))));
+            }
+        }
     }
 
     /// Names a built-in that exists on other platforms only: calls say so, `version()` gives −1. What is there already stays.

@@ -141,6 +141,8 @@ pub struct Signature {
     pub aggregate: bool,
     /// What it does, in one sentence.
     pub doc: &'static str,
+    /// Why it cannot be had here, for a built-in that is known by name only: calls log this and give nothing.
+    pub unavailable: Option<&'static str>,
 }
 
 impl Signature {
@@ -156,6 +158,7 @@ impl Signature {
             on_error: OnError::Null,
             aggregate: false,
             doc,
+            unavailable: None,
         }
     }
 
@@ -230,6 +233,15 @@ impl Signature {
     pub const fn aggregate(mut self) -> Self {
         self.aggregate = true;
         self
+    }
+
+    /// Declares that calls are refused, and why. Any argument is welcome, and `version()` gives −1. Register it with
+    /// [`Registry::unavailable`](crate::Registry::unavailable).
+    #[must_use]
+    pub const fn unavailable(mut self, reason: &'static str) -> Self {
+        self.unavailable = Some(reason);
+        self.version = -1;
+        self.lazy_free_form()
     }
 
     /// The declared argument `name`.
