@@ -22,6 +22,9 @@ pub(crate) fn settings(config: &ClientConfig) -> Result<LinkSettings> {
     if client.connection_timeout > 0 {
         settings.connection_timeout = Duration::from_secs(client.connection_timeout);
     }
+    if client.ws_ping_wait_sec > 0 {
+        settings.ping_interval = Duration::from_secs(client.ws_ping_wait_sec);
+    }
     settings.fallback_addresses = client.fallback_addresses.clone();
     settings.proxy = proxy(&client.proxy, client.proxy_config.as_ref())?;
     Ok(settings)

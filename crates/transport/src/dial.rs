@@ -33,6 +33,8 @@ pub(crate) struct Ways {
     pub(crate) proxies: Proxies,
     pub(crate) fallback_addresses: BTreeMap<String, String>,
     pub(crate) timeout: Duration,
+    /// Whether a proxy is asked for a tunnel even without TLS: what is no HTTP does not pass it otherwise.
+    pub(crate) always_tunnel: bool,
 }
 
 impl Dialer {
@@ -71,7 +73,7 @@ impl Ways {
             None => self.tcp(host, port).await?,
             Some(proxy) => {
                 let mut stream = self.tcp(&proxy.host, proxy.port).await?;
-                if secure {
+                if secure || self.always_tunnel {
                     timeout(self.timeout, tunnel(&mut stream, proxy, host, port))
                         .await
                         .map_err(|_| TransportError::Timeout("connecting through the proxy"))??;

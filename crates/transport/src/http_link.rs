@@ -1,4 +1,4 @@
-//! The agent's HTTP client: one pool of connections for all exchanges, bounded answers, deadlines that count progress.
+//! The agent's client: one pool of connections for all exchanges, bounded answers, deadlines that count progress.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::dial::{Dialer, Ways};
 use crate::proxy::Proxies;
+use crate::sockets::{Declined, Sockets};
 use crate::{LinkSettings, Post, Reply, ServerLink, ServerUrl, TransportError, verify};
 
 /// Longest `server.pem`.
@@ -33,9 +34,10 @@ const IDLE: Duration = Duration::from_secs(90);
 
 type Exchange<'a, T> = Pin<Box<dyn Future<Output = Result<T, TransportError>> + Send + 'a>>;
 
-/// The link over HTTP/1.1 and HTTP/2, with TLS or without. WebSocket URLs are spoken to as their HTTP twins, which every frontend serves on the same
-/// port. Redirects are never followed.
+/// The link over HTTP/1.1 and HTTP/2, with TLS or without, and over WebSockets where a URL says so. A server that refuses to upgrade, and a packet that is too
+/// long for a WebSocket, are spoken to over the URL's HTTP twin, which every frontend serves on the same port. Redirects are never followed.
 pub struct HttpLink {
+    sockets: Sockets,
     client: Client<Dialer, Upload>,
     dialer: Dialer,
     user_agent: HeaderValue,
@@ -49,15 +51,23 @@ impl HttpLink {
     /// # Errors
     /// [`TransportError::Configuration`] for settings that cannot be used.
     pub fn new(settings: &LinkSettings) -> Result<Self, TransportError> {
-        let tls = TlsConnector::from(Arc::new(verify::client_config(settings)?));
+        let tls = verify::client_config(settings)?;
         let pinned = || ServerName::try_from(settings.pinned_server_name.clone()).ok();
-        let dialer = Dialer::new(Ways {
-            tls,
-            server_name: if settings.use_self_signed_ssl { pinned() } else { None },
-            proxies: Proxies::new(&settings.proxy, |name| std::env::var(name).ok())?,
-            fallback_addresses: settings.fallback_addresses.clone(),
-            timeout: settings.connection_timeout,
-        });
+        let ways = |tls: rustls::ClientConfig, always_tunnel| {
+            Ok::<_, TransportError>(Dialer::new(Ways {
+                tls: TlsConnector::from(Arc::new(tls)),
+                server_name: if settings.use_self_signed_ssl { pinned() } else { None },
+                proxies: Proxies::new(&settings.proxy, |name| std::env::var(name).ok())?,
+                fallback_addresses: settings.fallback_addresses.clone(),
+                timeout: settings.connection_timeout,
+                always_tunnel,
+            }))
+        };
+        // A WebSocket needs HTTP/1.1.
+        let mut without_alpn = tls.clone();
+        without_alpn.alpn_protocols.clear();
+        let socket_dialer = ways(without_alpn, true)?;
+        let dialer = ways(tls, false)?;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -68,7 +78,26 @@ impl HttpLink {
             .build(dialer.clone());
         let user_agent = HeaderValue::from_str(&settings.user_agent)
             .map_err(|_| TransportError::Configuration("the user agent may hold visible characters only".to_owned()))?;
-        Ok(Self { client, dialer, user_agent, timeout: settings.connection_timeout, max_reply: settings.max_reply })
+        let (timeout, max_reply) = (settings.connection_timeout, settings.max_reply);
+        let sockets = Sockets::new(socket_dialer, user_agent.clone(), timeout, settings.ping_interval, max_reply);
+        Ok(Self { sockets, client, dialer, user_agent, timeout, max_reply })
+    }
+
+    async fn deliver(&self, server: &ServerUrl, post: Post) -> Result<Reply, TransportError> {
+        let Post { handler, urgent, body } = post;
+        if server.scheme().is_websocket() {
+            match self.sockets.post(server, handler, body.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(Declined::Failed(error)) => return Err(error),
+                Err(Declined::Poll) => {}
+            }
+        }
+        self.exchange(Method::POST, server.join(handler.path()), urgent, body, self.max_reply).await
+    }
+
+    async fn pem_over_http(&self, server: &ServerUrl) -> Result<Bytes, TransportError> {
+        let reply = self.exchange(Method::GET, server.join("server.pem"), false, Bytes::new(), MAX_PEM).await?;
+        if reply.status == 200 { Ok(reply.body) } else { Err(TransportError::Status(reply.status)) }
     }
 
     async fn exchange(&self, method: Method, uri: Uri, urgent: bool, body: Bytes, max: usize) -> Result<Reply, TransportError> {
@@ -137,18 +166,26 @@ impl HttpLink {
 impl ServerLink for HttpLink {
     fn fetch_pem<'a>(&'a self, server: &'a ServerUrl) -> Exchange<'a, Bytes> {
         Box::pin(async move {
-            let reply = self.exchange(Method::GET, server.join("server.pem"), false, Bytes::new(), MAX_PEM).await?;
-            if reply.status == 200 { Ok(reply.body) } else { Err(TransportError::Status(reply.status)) }
+            let error = match self.pem_over_http(server).await {
+                Err(error) if server.scheme().is_websocket() => error,
+                done => return done,
+            };
+            match self.sockets.fetch_pem(server).await {
+                Ok(pem) if pem.len() <= MAX_PEM => Ok(pem),
+                Ok(_) => Err(TransportError::TooLarge { limit: MAX_PEM }),
+                // What the first way said tells more.
+                Err(_) => Err(error),
+            }
         })
     }
 
     fn post<'a>(&'a self, server: &'a ServerUrl, post: Post) -> Exchange<'a, Reply> {
-        Box::pin(self.exchange(Method::POST, server.join(post.handler.path()), post.urgent, post.body, self.max_reply))
+        Box::pin(self.deliver(server, post))
     }
 }
 
 /// What the dialer said, where it is the cause; else the connection broke.
-fn failure(error: hyper_util::client::legacy::Error) -> TransportError {
+pub(crate) fn failure(error: hyper_util::client::legacy::Error) -> TransportError {
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
     while let Some(inner) = cause {
         if let Some(known) = inner.downcast_ref::<TransportError>() {

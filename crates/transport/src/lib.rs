@@ -1,7 +1,7 @@
 //! How agents and frontends reach each other: TLS, HTTP/1.1, HTTP/2 and WebSocket, proxies, limits and deadlines. It carries sealed packets and never opens one.
 //!
 //! A frontend implements [`AgentEndpoint`] and hands it to a [`FrontendListener`]; an agent posts through a [`ServerLink`], of which [`HttpLink`] is the
-//! one for `http://` and `https://` URLs. Status lines, headers, pads, body limits and deadlines are decided here and nowhere else.
+//! one over HTTP and WebSocket. Status lines, headers, pads, body limits and deadlines are decided here and nowhere else.
 //!
 //! ```
 //! use talon_transport::ServerUrl;
@@ -25,6 +25,7 @@ mod listener;
 mod proxy;
 mod routes;
 mod settings;
+mod sockets;
 mod surface;
 mod throttle;
 mod tls;

@@ -183,6 +183,8 @@ pub struct LinkSettings {
     pub fallback_addresses: BTreeMap<String, String>,
     /// Proxies.
     pub proxy: ProxySettings,
+    /// `Client.ws_ping_wait_sec`: the server's pause between two pings. One that is not heard of for a tenth more is gone.
+    pub ping_interval: Duration,
     /// Longest accepted answer in bytes.
     pub max_reply: usize,
     /// The `User-Agent` header.
@@ -204,6 +206,7 @@ impl LinkSettings {
             connection_timeout: Duration::from_secs(300),
             fallback_addresses: BTreeMap::new(),
             proxy: ProxySettings::default(),
+            ping_interval: Duration::from_secs(60),
             max_reply: 100 << 20,
             user_agent: "Velociraptor".to_owned(),
         }

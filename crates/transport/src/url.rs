@@ -26,6 +26,12 @@ impl Scheme {
     pub fn tls(self) -> bool {
         matches!(self, Self::Https | Self::Wss)
     }
+
+    /// Whether packets go over a WebSocket.
+    #[must_use]
+    pub fn is_websocket(self) -> bool {
+        matches!(self, Self::Ws | Self::Wss)
+    }
 }
 
 /// A frontend's URL: one of the four schemes, a host, a port and a path that ends in `/`.

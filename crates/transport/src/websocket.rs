@@ -26,7 +26,7 @@ use crate::surface::{Origin, Shut, Surface};
 use crate::{AgentRequest, ControlOutcome, LongPoll, Peer, Processed, ReaderOutcome, Rejection};
 
 /// Longest message from an agent.
-const MAX_MESSAGE: usize = 10 << 20;
+pub(crate) const MAX_MESSAGE: usize = 10 << 20;
 /// What a socket reads at one time: small, since thousands of them wait.
 const BUFFER: usize = 4 << 10;
 /// The constant of RFC 6455 that turns a key into its acceptance.
@@ -90,8 +90,12 @@ fn accept<T>(request: &Request<T>) -> Result<HeaderValue, StatusCode> {
     if !same_origin(headers) {
         return Err(StatusCode::FORBIDDEN);
     }
-    let accepted = STANDARD.encode(talon_crypto::sha1(format!("{key}{GUID}").as_bytes()));
-    HeaderValue::from_str(&accepted).map_err(|_| StatusCode::BAD_REQUEST)
+    HeaderValue::from_str(&acceptance(key)).map_err(|_| StatusCode::BAD_REQUEST)
+}
+
+/// The value of `Sec-WebSocket-Accept` for a key.
+pub(crate) fn acceptance(key: &str) -> String {
+    STANDARD.encode(talon_crypto::sha1(format!("{key}{GUID}").as_bytes()))
 }
 
 /// Whether the request comes from no page, or from one of this host: a browser elsewhere must not speak for its user.

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::fake::{Fake, PEM, authority, ca_pem, limits, server_tls, start};
 
-fn settings() -> LinkSettings {
+pub(crate) fn settings() -> LinkSettings {
     let mut settings = LinkSettings::new(ca_pem(authority()), "VelociraptorServer");
     settings.use_self_signed_ssl = true;
     settings.connection_timeout = Duration::from_secs(5);
@@ -18,16 +18,16 @@ fn settings() -> LinkSettings {
     settings
 }
 
-fn post(body: &'static str) -> Post {
+pub(crate) fn post(body: &'static str) -> Post {
     Post { handler: Handler::Control, urgent: false, body: Bytes::from_static(body.as_bytes()) }
 }
 
-fn url(text: &str) -> ServerUrl {
+pub(crate) fn url(text: &str) -> ServerUrl {
     text.parse().unwrap()
 }
 
 /// Reads the head of one request and gives `answer`; returns the head.
-async fn script(answer: &'static [u8]) -> (ServerUrl, JoinHandle<String>) {
+pub(crate) async fn script(answer: &'static [u8]) -> (ServerUrl, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let task = tokio::spawn(async move {
@@ -40,7 +40,7 @@ async fn script(answer: &'static [u8]) -> (ServerUrl, JoinHandle<String>) {
     (url(&format!("http://{address}/")), task)
 }
 
-async fn head(stream: &mut TcpStream) -> String {
+pub(crate) async fn head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
@@ -135,7 +135,7 @@ async fn pads_are_part_of_the_body_and_connections_are_reused() {
 async fn over_tls_one_connection_carries_the_waiting_reader_and_the_posts() {
     let frontend = start(Fake { max_poll: Duration::from_secs(60), ..Fake::default() }, limits(), Some(server_tls())).await;
     let link = HttpLink::new(&settings()).unwrap();
-    let server = url(&format!("wss://127.0.0.1:{}/", frontend.address.port()));
+    let server = url(&format!("https://127.0.0.1:{}/", frontend.address.port()));
     assert_eq!(link.fetch_pem(&server).await.unwrap(), PEM);
     let reader = link.post(&server, Post { handler: Handler::Reader, ..post("news 300") });
     let posts = async {

@@ -6,5 +6,6 @@ mod fake;
 mod frontend;
 mod limits;
 mod link;
+mod socket_link;
 mod tls;
 mod websocket;
