@@ -95,7 +95,7 @@ impl Stopped {
         let folder = server.audit_directory();
         let cure = || format!("cannot open the audit log in {}", folder.display());
         let key = AuditFiles::load_or_create_key(&folder, || SigningKey::generate(server.audit_origin(), &SystemRng)).with_context(cure)?;
-        let audit = Log::open(Arc::new(AuditFiles::open(&folder).with_context(cure)?), key).with_context(cure)?;
+        let audit = Log::open(Arc::new(AuditFiles::open(&folder).with_context(cure)?), key, Arc::new(SystemRng)).with_context(cure)?;
         let store = Arc::new(store);
         Ok(Self { directory: Directory::new(store.clone(), superuser, restriction(server)?), store, audit })
     }
@@ -119,7 +119,7 @@ impl Stopped {
 }
 
 /// Lockdown binds the command line too: it is left by a change of the configuration only.
-fn restriction(server: &ServerConfig) -> Result<Arc<dyn Restriction>> {
+pub(crate) fn restriction(server: &ServerConfig) -> Result<Arc<dyn Restriction>> {
     if !server.lockdown() {
         return Ok(Arc::new(Unrestricted));
     }

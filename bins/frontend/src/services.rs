@@ -42,7 +42,7 @@ fn audit(config: &ServerConfig) -> Result<Log> {
     let cure = || format!("cannot open the audit log in {}", location.display());
     let key = AuditFiles::load_or_create_key(&location, || SigningKey::generate(config.audit_origin(), &SystemRng)).with_context(cure)?;
     let files = AuditFiles::open(&location).with_context(cure)?;
-    Log::open(Arc::new(files), key).with_context(cure)
+    Log::open(Arc::new(files), key, Arc::new(SystemRng)).with_context(cure)
 }
 
 fn restriction(config: &ServerConfig) -> Result<Arc<dyn Restriction>> {

@@ -1,9 +1,12 @@
 //! How a log lies in its storage.
 //!
-//! `checkpoint`, `tile/<level>/<n>` and `tile/entries/<n>` are the static files of tlog-tiles. The records since the last full bundle are
-//! in `journal/<n>`: batches, each of them records and the checkpoint that signs the log with them, appended by one durable write.
+//! `checkpoint`, `tile/<level>/<n>` and `tile/entries/<n>` are the static files of tlog-tiles; the entries are the leaves of the records.
+//! `opening/<n>` has the openings of a full bundle's records in the same form, an erased one as an empty entry. The records since the last
+//! full bundle are in `journal/<n>`: batches, each of them leaves with their openings and the checkpoint that signs the log with them,
+//! appended by one durable write.
 
 use crate::AuditError;
+use crate::record::Sealed;
 
 /// The name of the current checkpoint.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
@@ -21,9 +24,19 @@ pub(crate) fn bundle(n: u64, width: u64) -> String {
     format!("tile/entries/{}", tile_number(n, width))
 }
 
+/// The name of the openings of the records of bundle `n`.
+pub(crate) fn openings(n: u64) -> String {
+    format!("opening/{}", tile_number(n, WIDTH))
+}
+
 /// The name of the journal of the records of bundle `n`.
 pub(crate) fn journal(n: u64) -> String {
     format!("journal/{}", tile_number(n, WIDTH))
+}
+
+/// Whether a file that was written lazily was lost with the power: it is empty, or ends in zeros.
+pub(crate) fn is_lost(content: &[u8]) -> bool {
+    content.last().is_none_or(|last| *last == 0)
 }
 
 /// Three digits per path element, an `x` before each but the last, as tlog-tiles prescribes.
@@ -64,16 +77,18 @@ pub(crate) fn read_bundle(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
 
 /// A batch of the journal.
 pub(crate) struct Batch<'a> {
-    pub(crate) records: Vec<&'a [u8]>,
+    /// The leaf and the opening of each record.
+    pub(crate) records: Vec<(&'a [u8], &'a [u8])>,
     pub(crate) checkpoint: &'a [u8],
 }
 
-/// The bytes of a batch: four bytes of length of the rest, two bytes of number of records, the records, the checkpoint.
-pub(crate) fn write_batch(records: &[Vec<u8>], checkpoint: &[u8]) -> Result<Vec<u8>, AuditError> {
+/// The bytes of a batch: four bytes of length of the rest, two bytes of number of records, leaf and opening of each, the checkpoint.
+pub(crate) fn write_batch(records: &[Sealed], checkpoint: &[u8]) -> Result<Vec<u8>, AuditError> {
     let too_many = |_| AuditError::Record("too many in one batch");
     let mut body = u16::try_from(records.len()).map_err(too_many)?.to_be_bytes().to_vec();
     for record in records {
-        push_entry(&mut body, record)?;
+        push_entry(&mut body, &record.leaf)?;
+        push_entry(&mut body, &record.opening)?;
     }
     body.extend_from_slice(checkpoint);
     let length = u32::try_from(body.len()).map_err(too_many)?;
@@ -91,8 +106,9 @@ pub(crate) fn take_batch(bytes: &[u8]) -> Option<(Batch<'_>, &[u8])> {
     }
     let mut records = Vec::new();
     for _ in 0..count {
-        let (record, left) = take_entry(body)?;
-        records.push(record);
+        let (leaf, left) = take_entry(body)?;
+        let (opening, left) = take_entry(left)?;
+        records.push((leaf, opening));
         body = left;
     }
     Some((Batch { records, checkpoint: body }, rest))
@@ -109,13 +125,16 @@ mod tests {
         assert_eq!(tile(0, 273, 112), "tile/0/273.p/112");
         assert_eq!(bundle(1_000, 3), "tile/entries/x001/000.p/3");
         assert_eq!(journal(7), "journal/007");
+        assert_eq!(openings(1_007), "opening/x001/007");
     }
 
     #[test]
     fn batches_survive_their_bytes_and_no_start_of_one_is_one() {
-        let bytes = write_batch(&[b"one".to_vec(), Vec::new()], b"note").unwrap();
+        let sealed = |leaf: &[u8], opening: &[u8]| Sealed { leaf: leaf.to_vec(), opening: opening.to_vec() };
+        let bytes = write_batch(&[sealed(b"one", b"more"), sealed(b"", b"")], b"note").unwrap();
         let (batch, rest) = take_batch(&bytes).unwrap();
-        assert_eq!((batch.records.as_slice(), batch.checkpoint, rest), (&[&b"one"[..], b""][..], &b"note"[..], &b""[..]));
+        let records = [(&b"one"[..], &b"more"[..]), (&b""[..], &b""[..])];
+        assert_eq!((batch.records.as_slice(), batch.checkpoint, rest), (&records[..], &b"note"[..], &b""[..]));
         for cut in 0..bytes.len() {
             assert!(take_batch(&bytes[..cut]).is_none(), "{cut}");
         }

@@ -2,7 +2,8 @@
 //!
 //! The log is a transparency log in the public C2SP formats: entry bundles and hash tiles (`tlog-tiles`), checkpoints that are signed
 //! notes (`tlog-checkpoint`, `signed-note`) and self-contained proofs (`tlog-proof`). A [`Receipt`] exists only for a record that the
-//! storage called durable; whoever changes state asks for one first and refuses its action without.
+//! storage called durable; whoever changes state asks for one first and refuses its action without. The details of a record are in the
+//! tree as a salted digest only, so that they can be erased ([`Log::redact`]) and every proof stays valid.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -11,7 +12,7 @@
 //!
 //! let key = SigningKey::generate("example.com/audit", &SystemRng)?;
 //! let public = key.verifier();
-//! let log = Log::open(Arc::new(MemoryStorage::default()), key)?;
+//! let log = Log::open(Arc::new(MemoryStorage::default()), key, Arc::new(SystemRng))?;
 //! let mut record = Record::new(1_700_000_000_000_000_000, "root".parse()?, "alice", "user_create", Phase::Intended);
 //! record.details = Details::new().text("username", "bob").secret("password");
 //! let receipt = log.append(&record)?;
@@ -26,15 +27,19 @@ mod key;
 mod layout;
 mod log;
 mod proof;
+mod reader;
 mod record;
+mod state;
 mod storage;
 mod tree;
 mod verify;
+mod writer;
 
 pub use key::{SigningKey, VerifierKey};
-pub use log::{Entry, Log, LogReader, Receipt};
+pub use log::{Entry, Log, REDACTION, Receipt};
 pub use proof::{Proof, Proved, verify_proof};
-pub use record::{Details, MAX_RECORD, Phase, REDACTED, Record};
+pub use reader::LogReader;
+pub use record::{Details, MAX_DETAILS, Phase, REDACTED, Record};
 pub use storage::{MemoryStorage, Storage, StorageError};
 pub use verify::{Report, verify_log};
 

@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tlog_tiles::{Hash, check_record, record_hash};
 
+use crate::layout;
+use crate::record::Sealed;
 use crate::{AuditError, Record, VerifierKey};
 
 /// The first line of a proof, as tlog-proof prescribes.
@@ -18,7 +20,7 @@ const MAX_HASHES: usize = 64;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Proof {
     pub(crate) index: u64,
-    pub(crate) record: Vec<u8>,
+    pub(crate) record: Sealed,
     pub(crate) hashes: Vec<Hash>,
     pub(crate) checkpoint: Vec<u8>,
 }
@@ -33,12 +35,18 @@ pub struct Proved {
     pub size: u64,
     /// The record.
     pub record: Record,
+    /// Whether its details had been erased when the proof was made.
+    pub redacted: bool,
 }
 
 impl fmt::Display for Proof {
-    /// tlog-proof, with the record as the extra data.
+    /// tlog-proof, with the leaf and the opening of the record as the extra data.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "{HEADER}\nextra {}\nindex {}", STANDARD.encode(&self.record), self.index)?;
+        let mut extra = Vec::new();
+        for part in [&self.record.leaf, &self.record.opening] {
+            layout::push_entry(&mut extra, part).map_err(|_| fmt::Error)?;
+        }
+        writeln!(out, "{HEADER}\nextra {}\nindex {}", STANDARD.encode(&extra), self.index)?;
         for hash in &self.hashes {
             writeln!(out, "{}", STANDARD.encode(hash.0))?;
         }
@@ -54,7 +62,11 @@ impl Proof {
             return Err(AuditError::Proof("it does not start as a proof"));
         }
         let extra = lines.next().and_then(|line| line.strip_prefix("extra ")).ok_or(AuditError::Proof("it has no record"))?;
-        let record = STANDARD.decode(extra).map_err(|_| AuditError::Proof("its record is not base64"))?;
+        let extra = STANDARD.decode(extra).map_err(|_| AuditError::Proof("its record is not base64"))?;
+        let record = match layout::read_bundle(&extra).as_deref() {
+            Some([leaf, opening]) => Sealed { leaf: leaf.to_vec(), opening: opening.to_vec() },
+            _ => return Err(AuditError::Proof("its record is not in two parts")),
+        };
         let number = lines.next().and_then(|line| line.strip_prefix("index ")).ok_or(AuditError::Proof("it has no index"))?;
         let index =
             number.parse().ok().filter(|index: &u64| index.to_string() == number).ok_or(AuditError::Proof("its index is no number"))?;
@@ -77,7 +89,8 @@ impl Proof {
 pub fn verify_proof(proof: &str, key: &VerifierKey) -> Result<Proved, AuditError> {
     let proof = Proof::parse(proof)?;
     let head = key.open(&proof.checkpoint)?;
-    check_record(&proof.hashes, head.size, head.root, proof.index, record_hash(&proof.record))
+    check_record(&proof.hashes, head.size, head.root, proof.index, record_hash(&proof.record.leaf))
         .map_err(|_| AuditError::Proof("its hashes do not lead from the record to the checkpoint"))?;
-    Ok(Proved { index: proof.index, size: head.size, record: Record::from_bytes(&proof.record)? })
+    let Sealed { leaf, opening } = &proof.record;
+    Ok(Proved { index: proof.index, size: head.size, record: Record::open(leaf, opening)?, redacted: opening.is_empty() })
 }

@@ -1,17 +1,24 @@
-//! Records: what one line of the audit log says, and its one canonical form.
+//! Records: what one line of the audit log says, and the two parts in which it is kept.
+//!
+//! The leaf is what the tree hashes and proves; of the details it has only a salted digest. The opening is the salt and the details, kept
+//! beside the tree: it can be erased later without breaking a proof, and nobody can guess from the digest what it said.
 
 use std::net::IpAddr;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use talon_crypto::{Rng, random_array, sha256};
 use talon_ids::OrgId;
 
 use crate::AuditError;
 
-/// The longest canonical record, in bytes; longer details are replaced by their digest. The limit comes from the entry bundles, which
-/// have two bytes for a length.
-pub const MAX_RECORD: usize = 60_000;
+/// The longest details of a record, in bytes of JSON; longer ones are replaced by their digest. The limit comes from the files of the
+/// log, which have two bytes for a length.
+pub const MAX_DETAILS: usize = 60_000;
+
+/// The random bytes in front of the details, which make their digest unguessable.
+const SALT: usize = 32;
 
 /// The longest text kept whole in details, in bytes.
 const MAX_TEXT: usize = 8 << 10;
@@ -59,8 +66,7 @@ pub enum Phase {
 }
 
 /// One record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Record {
     /// When, in nanoseconds since 1970 (UTC).
@@ -75,16 +81,15 @@ pub struct Record {
     /// At which moment.
     pub phase: Phase,
     /// With which arguments.
-    #[serde(default)]
     pub details: Details,
     /// From where.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub remote: Option<IpAddr>,
     /// In the course of which request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// What came of it, for records made after the action.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
 }
 
@@ -105,35 +110,80 @@ impl Record {
         }
     }
 
-    /// The canonical bytes, which are what the log holds and signs: JSON without spaces, fields in the order of their declaration.
-    /// Details that are too long are replaced by their digest: a record is never refused for its length.
-    ///
-    /// # Errors
-    /// [`AuditError::Record`] if the record has no JSON form.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, AuditError> {
-        let encode = |record: &Self| serde_json::to_vec(record).map_err(|_| AuditError::Record("it has no JSON form"));
-        let mut record = self.clone();
-        record.principal = cut(&record.principal, 256).to_owned();
-        record.operation = cut(&record.operation, 256).to_owned();
-        record.request_id = record.request_id.map(|id| cut(&id, 256).to_owned());
-        record.result = record.result.map(|result| cut(&result, 1024).to_owned());
-        let bytes = encode(&record)?;
-        if bytes.len() <= MAX_RECORD {
-            return Ok(bytes);
+    /// The two parts in which the log keeps the record, with the one JSON form of each: no spaces, fields in the order of their
+    /// declaration. Details that are too long are replaced by their digest: a record is never refused for its length.
+    pub(crate) fn seal(&self, rng: &dyn Rng) -> Result<Sealed, AuditError> {
+        let no_form = |_| AuditError::Record("it has no JSON form");
+        let mut details = serde_json::to_vec(&self.details).map_err(no_form)?;
+        if details.len() > MAX_DETAILS {
+            let digest = Details::new().number("_bytes", details.len() as u64).text("_sha256", &hex::encode(sha256(&details)));
+            details = serde_json::to_vec(&digest).map_err(no_form)?;
         }
-        let details = serde_json::to_vec(&record.details).map_err(|_| AuditError::Record("it has no JSON form"))?;
-        record.details =
-            Details::new().number("_bytes", details.len() as u64).text("_sha256", &hex::encode(talon_crypto::sha256(&details)));
-        encode(&record)
+        let salt: [u8; SALT] = random_array(rng);
+        let opening = [salt.as_slice(), &details].concat();
+        let leaf = Leaf {
+            time_ns: self.time_ns,
+            org: self.org.clone(),
+            principal: cut(&self.principal, 256).to_owned(),
+            operation: cut(&self.operation, 256).to_owned(),
+            phase: self.phase,
+            details: hex::encode(sha256(&opening)),
+            remote: self.remote,
+            request_id: self.request_id.as_deref().map(|id| cut(id, 256).to_owned()),
+            result: self.result.as_deref().map(|result| cut(result, 1024).to_owned()),
+        };
+        Ok(Sealed { leaf: serde_json::to_vec(&leaf).map_err(no_form)?, opening })
     }
 
-    /// Reads canonical bytes.
-    ///
-    /// # Errors
-    /// [`AuditError::Record`] if they are not a record.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, AuditError> {
-        serde_json::from_slice(bytes).map_err(|_| AuditError::Record("it is not JSON of the expected shape"))
+    /// Puts the two parts together again. An erased opening is empty: the record has no details then.
+    pub(crate) fn open(leaf: &[u8], opening: &[u8]) -> Result<Self, AuditError> {
+        let leaf: Leaf = serde_json::from_slice(leaf).map_err(|_| AuditError::Record("it is not JSON of the expected shape"))?;
+        let details = match opening.split_at_checked(SALT) {
+            _ if opening.is_empty() => Details::new(),
+            Some((_, details)) if hex::encode(sha256(opening)) == leaf.details => {
+                serde_json::from_slice(details).map_err(|_| AuditError::Record("its details are not a JSON object"))?
+            }
+            _ => return Err(AuditError::Record("its details are not those that were recorded")),
+        };
+        Ok(Self {
+            time_ns: leaf.time_ns,
+            org: leaf.org,
+            principal: leaf.principal,
+            operation: leaf.operation,
+            phase: leaf.phase,
+            details,
+            remote: leaf.remote,
+            request_id: leaf.request_id,
+            result: leaf.result,
+        })
     }
+}
+
+/// A record in its two parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) leaf: Vec<u8>,
+    pub(crate) opening: Vec<u8>,
+}
+
+/// What the tree holds of a record.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leaf {
+    time_ns: i64,
+    #[serde(with = "org_text")]
+    org: OrgId,
+    principal: String,
+    operation: String,
+    phase: Phase,
+    /// SHA-256 of the opening, in hexadecimal.
+    details: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    remote: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result: Option<String>,
 }
 
 mod org_text {
@@ -233,7 +283,7 @@ fn cleaned(value: Value, depth: usize) -> Value {
     match value {
         _ if depth > MAX_DEPTH => "[too deep]".into(),
         Value::String(text) if text.len() > MAX_TEXT => {
-            let digest = hex::encode(talon_crypto::sha256(text.as_bytes()));
+            let digest = hex::encode(sha256(text.as_bytes()));
             format!("{}… [{} bytes, sha256 {digest}]", cut(&text, MAX_TEXT), text.len()).into()
         }
         Value::Array(items) => items.into_iter().map(|item| cleaned(item, depth + 1)).collect(),
@@ -264,15 +314,43 @@ mod tests {
         Record::new(1_700_000_000_123_456_789, "O123".parse().unwrap(), "alice", "user_create", Phase::Intended)
     }
 
+    struct Fixed(u8);
+
+    impl Rng for Fixed {
+        fn fill(&self, out: &mut [u8]) {
+            out.fill(self.0);
+        }
+    }
+
     #[test]
-    fn the_canonical_form() {
+    fn the_two_parts() {
         let mut record = record();
         record.details = Details::new().text("username", "bob").list("org_ids", ["root", "O123"]).flag("new", true);
         record.remote = Some("192.0.2.7".parse().unwrap());
         record.request_id = Some("r1".to_owned());
-        let bytes = record.to_bytes().unwrap();
-        expect![[r#"{"time_ns":1700000000123456789,"org":"O123","principal":"alice","operation":"user_create","phase":"intended","details":{"username":"bob","org_ids":["root","O123"],"new":true},"remote":"192.0.2.7","request_id":"r1"}"#]].assert_eq(std::str::from_utf8(&bytes).unwrap());
-        assert_eq!(Record::from_bytes(&bytes).unwrap(), record);
+        let sealed = record.seal(&Fixed(b'7')).unwrap();
+        expect![[r#"{"time_ns":1700000000123456789,"org":"O123","principal":"alice","operation":"user_create","phase":"intended","details":"e4ddad0e777946eb9aca62ce79969828f6cdd58b0c0e12a9a5c3601afce001f7","remote":"192.0.2.7","request_id":"r1"}"#]].assert_eq(std::str::from_utf8(&sealed.leaf).unwrap());
+        expect![[r#"77777777777777777777777777777777{"username":"bob","org_ids":["root","O123"],"new":true}"#]]
+            .assert_eq(std::str::from_utf8(&sealed.opening).unwrap());
+        assert_eq!(Record::open(&sealed.leaf, &sealed.opening).unwrap(), record);
+    }
+
+    #[test]
+    fn the_leaf_says_nothing_of_the_details_and_binds_them() {
+        let mut record = record();
+        record.details = Details::new().text("username", "bob");
+        let (one, other) = (record.seal(&Fixed(1)).unwrap(), record.seal(&Fixed(2)).unwrap());
+        assert!(!String::from_utf8_lossy(&one.leaf).contains("bob"));
+        assert_ne!(one.leaf, other.leaf, "the same details look alike");
+        assert!(Record::open(&one.leaf, &other.opening).is_err());
+        for at in 0..one.opening.len() {
+            let mut changed = one.opening.clone();
+            changed[at] ^= 1;
+            assert!(Record::open(&one.leaf, &changed).is_err(), "{at}");
+            assert!(at == 0 || Record::open(&one.leaf, &one.opening[..at]).is_err(), "{at}");
+        }
+        let erased = Record::open(&one.leaf, b"").unwrap();
+        assert_eq!((erased.details, erased.principal), (Details::new(), record.principal));
     }
 
     #[test]
@@ -286,23 +364,29 @@ mod tests {
 
     #[test]
     fn nothing_is_too_long_to_be_recorded() {
+        let again = |record: &Record| {
+            let sealed = record.seal(&Fixed(3)).unwrap();
+            (sealed.leaf.len() + sealed.opening.len(), Record::open(&sealed.leaf, &sealed.opening).unwrap())
+        };
         let mut record = record();
         record.details = Details::new().text("yaml", &"é".repeat(10_000));
-        let bytes = record.to_bytes().unwrap();
-        assert!(bytes.len() < 2 * MAX_TEXT, "{}", bytes.len());
-        assert!(std::str::from_utf8(&bytes).unwrap().contains("… [20000 bytes, sha256 "));
+        let (length, read) = again(&record);
+        assert!(length < 2 * MAX_TEXT, "{length}");
+        assert!(read.details.get("yaml").unwrap().as_str().unwrap().contains("… [20000 bytes, sha256 "));
         record.details = Details::new().list("many", std::iter::repeat_n("12345678", 10_000));
         record.principal = "x".repeat(100_000);
         record.result = Some("y".repeat(100_000));
-        let bytes = record.to_bytes().unwrap();
-        assert!(bytes.len() < 2_000, "{}", bytes.len());
-        assert_eq!(Record::from_bytes(&bytes).unwrap().details.get("_bytes"), Some(&json!(110_010)));
+        let (length, read) = again(&record);
+        assert!(length < 2_000, "{length}");
+        assert_eq!(read.details.get("_bytes"), Some(&json!(110_010)));
     }
 
     #[test]
     fn other_fields_are_refused() {
-        let text = String::from_utf8(record().to_bytes().unwrap()).unwrap();
-        assert!(Record::from_bytes(text.replace("\"phase\"", "\"stage\"").as_bytes()).is_err());
-        assert!(Record::from_bytes(text.replace('{', "{\"x\":1,").as_bytes()).is_err());
+        let Sealed { leaf, opening } = record().seal(&Fixed(4)).unwrap();
+        let text = String::from_utf8(leaf).unwrap();
+        assert!(Record::open(text.as_bytes(), &opening).is_ok());
+        assert!(Record::open(text.replace("\"phase\"", "\"stage\"").as_bytes(), &opening).is_err());
+        assert!(Record::open(text.replace('{', "{\"x\":1,").as_bytes(), &opening).is_err());
     }
 }

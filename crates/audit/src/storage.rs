@@ -26,7 +26,7 @@ impl StorageError {
 
 /// Where a log lives. Names are relative paths of lower-case letters, digits, `.` and `/`.
 ///
-/// Each method that changes something returns only when the change would survive the loss of power. An append that fails may leave any
+/// Each method that changes something, but [`write_lazily`](Self::write_lazily), returns only when the change would survive the loss of power. An append that fails may leave any
 /// start of its bytes behind; a replacement that fails leaves the old content.
 pub trait Storage: Send + Sync {
     /// The content of a file, or none if there is no such file.
@@ -40,6 +40,15 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// When the new content is not durable.
     fn write(&self, name: &str, content: &[u8]) -> Result<(), StorageError>;
+
+    /// Replaces a file's content as a whole, at once for every reader and some time later for good: after a loss of power it may have the
+    /// old content, the new one, or be empty or full of zeros.
+    ///
+    /// # Errors
+    /// When the content was not replaced.
+    fn write_lazily(&self, name: &str, content: &[u8]) -> Result<(), StorageError> {
+        self.write(name, content)
+    }
 
     /// Adds to the end of a file, which appears if it is not there.
     ///

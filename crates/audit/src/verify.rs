@@ -1,11 +1,14 @@
 //! Verification of a whole log with nothing but its storage and its public key.
 
+use std::collections::BTreeSet;
+
 use tlog_tiles::{HASH_SIZE, record_hash};
 
 use crate::key::Head;
 use crate::layout::{self, CHECKPOINT, WIDTH};
-use crate::tree::Tree;
-use crate::{AuditError, Record, Storage, VerifierKey};
+use crate::state::full;
+use crate::tree::{FullTile, Tree};
+use crate::{AuditError, REDACTION, Record, Storage, VerifierKey};
 
 /// What a verified log consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// The root over all records.
     pub root: [u8; 32],
+    /// Records whose details have been erased, each of them with a record of that.
+    pub redacted: u64,
     /// Bytes at the end of the journal that were never acknowledged: a write is going on, or was cut off by a crash.
     pub unfinished_bytes: u64,
 }
@@ -46,13 +51,26 @@ struct Walk<'a> {
     remembered: Option<Head>,
     tiles: u64,
     checkpoints: u64,
+    /// Records without details, and those of which a record says that they were erased.
+    erased: BTreeSet<u64>,
+    erasures: BTreeSet<u64>,
 }
 
 impl<'a> Walk<'a> {
     fn run(storage: &'a dyn Storage, key: &'a VerifierKey, remembered: Option<Head>) -> Result<Report, AuditError> {
         let missing = || AuditError::Damaged { place: CHECKPOINT.to_owned(), detail: "it is missing" };
         let published = key.open(&storage.read(CHECKPOINT)?.ok_or_else(missing)?)?;
-        let mut walk = Self { storage, key, tree: Tree::default(), published, remembered, tiles: 0, checkpoints: 1 };
+        let mut walk = Self {
+            storage,
+            key,
+            tree: Tree::default(),
+            published,
+            remembered,
+            tiles: 0,
+            checkpoints: 1,
+            erased: BTreeSet::new(),
+            erasures: BTreeSet::new(),
+        };
         walk.check_heads()?;
         let mut n = 0_u64;
         while let Some(bundle) = storage.read(&layout::bundle(n, WIDTH))? {
@@ -65,33 +83,49 @@ impl<'a> Walk<'a> {
         if stored < published.size {
             return Err(AuditError::Truncated { signed: published.size, stored });
         }
-        match remembered {
-            Some(head) if stored < head.size => Err(AuditError::Truncated { signed: head.size, stored }),
-            _ => {
-                Ok(Report { records: stored, tiles: walk.tiles, checkpoints: walk.checkpoints, root: walk.tree.root().0, unfinished_bytes })
-            }
+        if let Some(head) = remembered.filter(|head| stored < head.size) {
+            return Err(AuditError::Truncated { signed: head.size, stored });
         }
+        if let Some(index) = walk.erased.difference(&walk.erasures).next() {
+            return Err(AuditError::Damaged { place: format!("record {index}"), detail: "its details are gone, and no record says why" });
+        }
+        Ok(Report {
+            records: stored,
+            tiles: walk.tiles,
+            checkpoints: walk.checkpoints,
+            root: walk.tree.root().0,
+            redacted: walk.erased.len() as u64,
+            unfinished_bytes,
+        })
     }
 
     fn full_bundle(&mut self, n: u64, bundle: &[u8]) -> Result<(), AuditError> {
-        let place = || layout::bundle(n, WIDTH);
-        let records = layout::read_bundle(bundle).filter(|records| records.len() as u64 == WIDTH);
-        for record in records.ok_or_else(|| AuditError::Damaged { place: place(), detail: "it is not a full bundle" })? {
-            self.record(record, &place)?;
+        let place = layout::bundle(n, WIDTH);
+        let leaves = layout::read_bundle(bundle).filter(|leaves| leaves.len() as u64 == WIDTH);
+        let leaves = leaves.ok_or(AuditError::Damaged { place, detail: "it is not a full bundle" })?;
+        for (leaf, opening) in leaves.into_iter().zip(full(self.storage, layout::openings(n))?) {
+            self.record(leaf, &opening)?;
         }
         Ok(())
     }
 
     /// A record, and the tiles that it fills.
-    fn record(&mut self, record: &[u8], place: &dyn Fn() -> String) -> Result<(), AuditError> {
-        Record::from_bytes(record)
-            .map_err(|_| AuditError::Damaged { place: place(), detail: "it holds something that is not a record" })?;
-        for tile in self.tree.push(record_hash(record)) {
+    fn record(&mut self, leaf: &[u8], opening: &[u8]) -> Result<(), AuditError> {
+        let index = self.tree.size();
+        let record = Record::open(leaf, opening)
+            .map_err(|_| AuditError::Damaged { place: format!("record {index}"), detail: "it is not what was recorded" })?;
+        if opening.is_empty() {
+            self.erased.insert(index);
+        }
+        if record.operation == REDACTION {
+            self.erasures.extend(record.details.get("record").and_then(serde_json::Value::as_u64));
+        }
+        for tile in self.tree.push(record_hash(leaf)) {
             let stored = self.storage.read(&tile.name())?;
             // The records of the journal fill a tile before it is put away.
             let put_away = self.tree.size() <= self.published.size;
             if stored.as_ref().map_or(put_away, |stored| *stored != tile.hashes) {
-                return Err(AuditError::Damaged { place: tile.name(), detail: "it does not fit the records" });
+                return Err(unlike(&tile, stored.as_deref()));
             }
             self.tiles = self.tiles.saturating_add(u64::from(stored.is_some()));
         }
@@ -120,11 +154,13 @@ impl<'a> Walk<'a> {
             if before.size() >= self.published.size && !signs(&before, &batch, self.key) {
                 break;
             }
-            for record in &batch.records {
-                self.record(record, &|| name.clone())?;
+            for (leaf, opening) in &batch.records {
+                self.record(leaf, opening)?;
             }
             if self.key.open(batch.checkpoint)? != self.tree.head() {
-                return Err(AuditError::Damaged { place: name, detail: "a checkpoint does not fit the records" });
+                let (first, after) = (before.size(), self.tree.size());
+                let place = format!("one of the records {first} to {}", after.saturating_sub(1));
+                return Err(AuditError::Damaged { place, detail: "their checkpoint signs something else" });
             }
             self.checkpoints = self.checkpoints.saturating_add(1);
             rest = after;
@@ -142,8 +178,8 @@ impl<'a> Walk<'a> {
             rest = after;
         }
         let mut bundle = Vec::new();
-        for (record, width) in records.iter().zip(1..WIDTH) {
-            layout::push_entry(&mut bundle, record)?;
+        for ((leaf, _), width) in records.iter().zip(1..WIDTH) {
+            layout::push_entry(&mut bundle, leaf)?;
             self.compare(layout::bundle(n, width), &bundle)?;
         }
         for (level, n, hashes) in self.tree.clone().partial_tiles() {
@@ -168,8 +204,20 @@ impl<'a> Walk<'a> {
 
 fn signs(before: &Tree, batch: &layout::Batch<'_>, key: &VerifierKey) -> bool {
     let mut tree = before.clone();
-    for record in &batch.records {
-        tree.push(record_hash(record));
+    for (leaf, _) in &batch.records {
+        tree.push(record_hash(leaf));
     }
     key.open(batch.checkpoint) == Ok(tree.head())
+}
+
+/// A tile that is not what the records make: at the lowest level the first hash that differs names the record.
+fn unlike(tile: &FullTile, stored: Option<&[u8]>) -> AuditError {
+    let same = |stored: &[u8]| stored.chunks(HASH_SIZE).zip(tile.hashes.chunks(HASH_SIZE)).take_while(|(one, other)| one == other).count();
+    match stored {
+        Some(stored) if tile.level == 0 && stored.len() == tile.hashes.len() => {
+            let index = tile.n.saturating_mul(WIDTH).saturating_add(same(stored) as u64);
+            AuditError::Damaged { place: format!("record {index}"), detail: "it does not fit its hash in the tiles" }
+        }
+        _ => AuditError::Damaged { place: tile.name(), detail: "it does not fit the records" },
+    }
 }

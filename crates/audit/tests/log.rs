@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use expect_test::expect;
-use talon_audit::{AuditError, Details, Log, LogReader, MemoryStorage, Phase, Record, SigningKey, Storage, StorageError, VerifierKey};
+use talon_audit::{
+    AuditError, Details, Log, LogReader, MemoryStorage, Phase, REDACTION, Record, SigningKey, Storage, StorageError, VerifierKey,
+};
 use talon_audit::{verify_log, verify_proof};
 use talon_crypto::Rng;
 
@@ -23,6 +25,10 @@ fn key() -> SigningKey {
     SigningKey::generate("example.com/audit", &Fixed(7)).unwrap()
 }
 
+fn salts() -> Arc<dyn Rng> {
+    Arc::new(Fixed(b's'))
+}
+
 fn public() -> VerifierKey {
     key().verifier()
 }
@@ -35,7 +41,7 @@ fn record(n: u64) -> Record {
 
 fn log_of(records: u64) -> (Arc<MemoryStorage>, Log) {
     let storage = Arc::new(MemoryStorage::default());
-    let log = Log::open(storage.clone(), key()).unwrap();
+    let log = Log::open(storage.clone(), key(), salts()).unwrap();
     for n in 0..records {
         assert_eq!(log.append(&record(n)).unwrap().index(), n);
     }
@@ -43,7 +49,7 @@ fn log_of(records: u64) -> (Arc<MemoryStorage>, Log) {
 }
 
 fn reopened(files: BTreeMap<String, Vec<u8>>) -> Result<Log, AuditError> {
-    Log::open(Arc::new(MemoryStorage::with_files(files)), key())
+    Log::open(Arc::new(MemoryStorage::with_files(files)), key(), salts())
 }
 
 #[test]
@@ -56,10 +62,10 @@ fn the_files_of_a_small_log() {
         .map(|(name, content)| format!("{name} {}\n", content.iter().map(|byte| byte.escape_ascii().to_string()).collect::<String>()))
         .collect();
     expect![[r#"
-        checkpoint example.com/audit\n2\ntMDzxepZwg3xsqZlEhA5BMhEqoWaoblTB6ax5LaFQ1Q=\n\n\xe2\x80\x94 example.com/audit +AxEIh7/buu69E9Zo4oip2uuVUKkCZnBIM6XkUvxs64gzsrIvxz18Qa/ZuhGj9sFlh2qF+q8xcYvPAQAjR3uDMlOFgE=\n
-        journal/000 \x00\x00\x018\x00\x01\x00\x7f{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":{\"n\":0}}example.com/audit\n1\nXYvx+zPr5NbkU0YV9IwpFaZxwTuUrGS7sA9A3m8JqTo=\n\n\xe2\x80\x94 example.com/audit +AxEIg39x/tx7B0eft31483mKTfweNcB/Ltawz00Mww5UrclP9BvSxe/Xk4sB9d8iVYog1TJlMgraIAkKjNOFqDBnAw=\n\x00\x00\x018\x00\x01\x00\x7f{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":{\"n\":1}}example.com/audit\n2\ntMDzxepZwg3xsqZlEhA5BMhEqoWaoblTB6ax5LaFQ1Q=\n\n\xe2\x80\x94 example.com/audit +AxEIh7/buu69E9Zo4oip2uuVUKkCZnBIM6XkUvxs64gzsrIvxz18Qa/ZuhGj9sFlh2qF+q8xcYvPAQAjR3uDMlOFgE=\n
-        tile/0/000.p/2 ]\x8b\xf1\xfb3\xeb\xe4\xd6\xe4SF\x15\xf4\x8c)\x15\xa6q\xc1;\x94\xacd\xbb\xb0\x0f@\xdeo\t\xa9:\xc3u\x99S\\\xef\xbal\n\xf7\xdbcWkn\x94\xcex\xce\\L1\xec\x81\xce&G\'W`\xf6\x8b
-        tile/entries/000.p/2 \x00\x7f{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":{\"n\":0}}\x00\x7f{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":{\"n\":1}}
+        checkpoint example.com/audit\n2\nhstWUr7MAA21VyJpdnFSFCQ4gQ128eR77AfdPf6oQbM=\n\n\xe2\x80\x94 example.com/audit +AxEIvlN8G+ceOsbX1BnuR++vvnmFlRE4tivd0xcmpdRRZFm7jNnKWiUf8ip1f70jV8JsRoClNePhjXuZzk3WZPqZAU=\n
+        journal/000 \x00\x00\x01\x9c\x00\x01\x00\xba{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":\"f2dc6366f9fd754090098e823e712bbddb174d1ba10005bac90643e5b4270d7b\"}\x00\'ssssssssssssssssssssssssssssssss{\"n\":0}example.com/audit\n1\nRl2YjTdBBNBsVdFrgD4y3WZQJJ1yy6W2edysFjT6ZZ8=\n\n\xe2\x80\x94 example.com/audit +AxEIuWqlEhbGZ+R4q0zUv9k6ts1iZuzXaejEUxGaF/JBh5ejZ1inhS8vpTCqYtGFp5UsK8X7kpVfZZZNNPQcc9J0gI=\n\x00\x00\x01\x9c\x00\x01\x00\xba{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":\"40d4836280da89db5d438b5f9d7e99f4957166fadf2abb9688c5de800641e888\"}\x00\'ssssssssssssssssssssssssssssssss{\"n\":1}example.com/audit\n2\nhstWUr7MAA21VyJpdnFSFCQ4gQ128eR77AfdPf6oQbM=\n\n\xe2\x80\x94 example.com/audit +AxEIvlN8G+ceOsbX1BnuR++vvnmFlRE4tivd0xcmpdRRZFm7jNnKWiUf8ip1f70jV8JsRoClNePhjXuZzk3WZPqZAU=\n
+        tile/0/000.p/2 F]\x98\x8d7A\x04\xd0lU\xd1k\x80>2\xddfP$\x9dr\xcb\xa5\xb6y\xdc\xac\x164\xfae\x9f\x84\x9fA\x16\x93\x00\nk\xdb\xb3Ea#\xa8a\xa3=\xa9\n1\x8f\xa20\xbb\xaf\xce\xf8\x05a\xf3\xce\xc7
+        tile/entries/000.p/2 \x00\xba{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":\"f2dc6366f9fd754090098e823e712bbddb174d1ba10005bac90643e5b4270d7b\"}\x00\xba{\"time_ns\":1700000000000000000,\"org\":\"root\",\"principal\":\"alice\",\"operation\":\"user_create\",\"phase\":\"intended\",\"details\":\"40d4836280da89db5d438b5f9d7e99f4957166fadf2abb9688c5de800641e888\"}
     "#]].assert_eq(&files);
 }
 
@@ -80,16 +86,16 @@ fn the_proof_file() {
     let proof = log.prove(1).unwrap().to_string();
     expect![[r#"
         c2sp.org/tlog-proof@v1
-        extra eyJ0aW1lX25zIjoxNzAwMDAwMDAwMDAwMDAwMDAwLCJvcmciOiJyb290IiwicHJpbmNpcGFsIjoiYWxpY2UiLCJvcGVyYXRpb24iOiJ1c2VyX2NyZWF0ZSIsInBoYXNlIjoiaW50ZW5kZWQiLCJkZXRhaWxzIjp7Im4iOjF9fQ==
+        extra ALp7InRpbWVfbnMiOjE3MDAwMDAwMDAwMDAwMDAwMDAsIm9yZyI6InJvb3QiLCJwcmluY2lwYWwiOiJhbGljZSIsIm9wZXJhdGlvbiI6InVzZXJfY3JlYXRlIiwicGhhc2UiOiJpbnRlbmRlZCIsImRldGFpbHMiOiI0MGQ0ODM2MjgwZGE4OWRiNWQ0MzhiNWY5ZDdlOTlmNDk1NzE2NmZhZGYyYWJiOTY4OGM1ZGU4MDA2NDFlODg4In0AJ3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3NzeyJuIjoxfQ==
         index 1
-        XYvx+zPr5NbkU0YV9IwpFaZxwTuUrGS7sA9A3m8JqTo=
-        ya96fyKF+SbuVoI+Y6O8l5LGKKQFcLVMeQwVWqjlh2A=
+        Rl2YjTdBBNBsVdFrgD4y3WZQJJ1yy6W2edysFjT6ZZ8=
+        k2lVBByq0Om+9T8B/MbDdAL1lZkiu858wXeRKVW/evY=
 
         example.com/audit
         3
-        6SnCQqHicF9Rj5FM7A6LRou23VXIsUcLpcwKW3Vp1CM=
+        9RK5FFnHIhPTYG6LoDr8oVTHkgLxuWpNla7ygc/ddY4=
 
-        — example.com/audit +AxEIjwHg1OYQ+fW3wQc6+Fi3C3I07hWCi2Z+hLgDTp00JKQAue10jjgEJMNvXRDnwJbBDvpXRayN5kITKXI+yjiNw4=
+        — example.com/audit +AxEIjV4L1Ke6aINyi6ELPcD8Hisv/6spzdYYZdywFnaRWZBMVfQtJ21+BizfEpqJXSRuNwfoCdPlTmbqxUCnUZwdQo=
     "#]].assert_eq(&proof);
     let other = SigningKey::generate("example.com/audit", &Fixed(8)).unwrap().verifier();
     assert!(matches!(verify_proof(&proof, &other), Err(AuditError::Checkpoint { .. })));
@@ -110,7 +116,7 @@ fn the_proof_file() {
 #[test]
 fn a_sound_log_verifies_at_every_size() {
     let storage = Arc::new(MemoryStorage::default());
-    let log = Log::open(storage.clone(), key()).unwrap();
+    let log = Log::open(storage.clone(), key(), salts()).unwrap();
     let mut remembered = Vec::new();
     for n in 0..520 {
         remembered.push(log.checkpoint());
@@ -135,7 +141,7 @@ fn a_changed_byte_anywhere_is_found() {
     let files = storage.files();
     verify_log(&MemoryStorage::with_files(files.clone()), &public(), None).unwrap();
     for (name, content) in &files {
-        let step = if content.len() > 4_000 { 61 } else { 1 };
+        let step = if content.len() > 4_000 { 157 } else { 3 };
         for at in (0..content.len()).step_by(step) {
             let mut changed = files.clone();
             changed.get_mut(name).unwrap()[at] ^= 1;
@@ -152,7 +158,7 @@ fn a_missing_file_is_found() {
         let mut changed = storage.files();
         changed.remove(name);
         assert!(verify_log(&MemoryStorage::with_files(changed.clone()), &public(), None).is_err(), "{name}");
-        if name != "tile/entries/000" {
+        if !matches!(name.as_str(), "tile/entries/000" | "opening/000") {
             assert!(reopened(changed).is_err(), "{name}");
         }
     }
@@ -195,7 +201,7 @@ fn another_key_opens_nothing() {
     let (storage, _) = log_of(3);
     let other = || SigningKey::generate("example.com/audit", &Fixed(9)).unwrap();
     assert!(matches!(verify_log(storage.as_ref(), &other().verifier(), None), Err(AuditError::Checkpoint { .. })));
-    assert!(matches!(Log::open(storage, other()), Err(AuditError::Checkpoint { .. })));
+    assert!(matches!(Log::open(storage, other(), salts()), Err(AuditError::Checkpoint { .. })));
 }
 
 /// Records every change and can replay any start of it, as a disk does that loses power.
@@ -260,7 +266,7 @@ fn apply(storage: &MemoryStorage, change: &Change) {
 #[test]
 fn a_crash_at_any_byte_loses_nothing_acknowledged() {
     let crashing = Arc::new(Crashing::default());
-    let log = Log::open(crashing.clone(), key()).unwrap();
+    let log = Log::open(crashing.clone(), key(), salts()).unwrap();
     let mut acknowledged = vec![(crashing.changes.lock().unwrap().len(), 0)];
     for n in 0..515 {
         let _ = log.append(&record(n)).unwrap();
@@ -294,7 +300,7 @@ fn survives(files: BTreeMap<String, Vec<u8>>, sure: u64) {
     if sure > 0 {
         assert!(verify_log(storage.as_ref(), &public(), None).unwrap().records >= sure);
     }
-    let log = Log::open(storage.clone(), key()).unwrap();
+    let log = Log::open(storage.clone(), key(), salts()).unwrap();
     assert!(log.size() >= sure, "{} of {sure}", log.size());
     assert!(log.size() <= sure + 1);
     for _ in 0..3 {
@@ -341,7 +347,7 @@ impl Storage for Failing {
 #[test]
 fn a_failed_write_is_an_error_and_the_log_goes_on_afterwards() {
     let storage = Arc::new(Failing::default());
-    let log = Log::open(storage.clone(), key()).unwrap();
+    let log = Log::open(storage.clone(), key(), salts()).unwrap();
     let _ = log.append(&record(0)).unwrap();
     storage.full.store(true, Ordering::SeqCst);
     for _ in 0..3 {
@@ -352,6 +358,105 @@ fn a_failed_write_is_an_error_and_the_log_goes_on_afterwards() {
     assert_eq!(log.append(&record(1)).unwrap().index(), 1);
     let report = verify_log(storage.as_ref(), &public(), None).unwrap();
     assert_eq!((report.records, report.unfinished_bytes), (2, 0));
+}
+
+#[test]
+fn a_checkpoint_that_went_with_the_power_is_in_the_journal() {
+    for records in [1, 3, 255, 257, 300, 512, 513] {
+        let (storage, log) = log_of(records);
+        let checkpoint = log.checkpoint();
+        for lost in [Vec::new(), vec![0; checkpoint.len()]] {
+            let mut files = storage.files();
+            files.insert("checkpoint".to_owned(), lost);
+            assert!(verify_log(&MemoryStorage::with_files(files.clone()), &public(), None).is_err());
+            if records % 256 == 0 {
+                // The checkpoint of a full bundle is durable before the journal goes, so this was no power failure.
+                assert!(reopened(files).is_err(), "{records}");
+                continue;
+            }
+            let again = reopened(files.clone()).unwrap();
+            assert_eq!((again.size(), again.checkpoint()), (records, checkpoint.clone()));
+            let mut cut = files;
+            cut.retain(|name, _| !name.starts_with("journal"));
+            assert!(reopened(cut).is_err(), "{records}");
+        }
+    }
+}
+
+fn redaction(index: u64) -> Record {
+    let mut record = Record::new(1_800_000_000_000_000_000, "root".parse().unwrap(), "admin", REDACTION, Phase::Intended);
+    record.details = Details::new().number("record", index).text("reason", "a name that must go");
+    record
+}
+
+#[test]
+fn details_are_erased_for_good_and_proofs_stay_valid() {
+    let secret = |n| format!("{{\"n\":{n}}}");
+    for at in [3, 255, 256, 299] {
+        let (storage, log) = log_of(300);
+        log.publish().unwrap();
+        let before = log.prove(at).unwrap().to_string();
+        assert_eq!(log.redact(at, &redaction(at)).unwrap().index(), 300);
+
+        let bytes: Vec<u8> = storage.files().into_values().flatten().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains(&secret(at)) && text.contains(&secret(at - 1)), "{at}");
+        let report = verify_log(storage.as_ref(), &public(), None).unwrap();
+        assert_eq!((report.records, report.redacted), (301, 1));
+        assert_eq!(verify_proof(&before, &public()).unwrap().record, record(at), "who kept a proof keeps it");
+        let after = verify_proof(&log.prove(at).unwrap().to_string(), &public()).unwrap();
+        assert!(after.redacted && after.record.details == Details::new() && after.record.principal == "alice");
+
+        let again = reopened(storage.files()).unwrap();
+        let entries = again.entries(at - 1, 3).unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.redacted).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(again.append(&record(301)).unwrap().index(), 301);
+        assert_eq!(verify_log(storage.as_ref(), &public(), None).unwrap().redacted, 1);
+    }
+}
+
+#[test]
+fn an_erasure_needs_its_record() {
+    let (storage, log) = log_of(300);
+    assert!(matches!(log.redact(3, &redaction(4)), Err(AuditError::Record(_))));
+    assert!(matches!(log.redact(3, &record(3)), Err(AuditError::Record(_))));
+    assert!(matches!(log.redact(300, &redaction(300)), Err(AuditError::OutOfRange { index: 300, size: 300 })));
+    let _ = log.redact(3, &redaction(3)).unwrap();
+    assert!(matches!(log.redact(300, &redaction(300)), Err(AuditError::Record(_))), "an erasure cannot be erased");
+
+    let (plain, _) = log_of(300);
+    let mut files = plain.files();
+    files.insert("opening/000".to_owned(), storage.files().remove("opening/000").unwrap());
+    let found = verify_log(&MemoryStorage::with_files(files), &public(), None).unwrap_err();
+    expect!["record 3 of the audit log was changed or is damaged: its details are gone, and no record says why"]
+        .assert_eq(&found.to_string());
+}
+
+#[test]
+fn what_was_changed_is_named_by_its_number() {
+    let (storage, _) = log_of(600);
+    let change = |name: &str, from: &str, to: &str| {
+        let mut files = storage.files();
+        let content = files.get_mut(name).unwrap();
+        let at = content.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        content[at..at + from.len()].copy_from_slice(to.as_bytes());
+        verify_log(&MemoryStorage::with_files(files), &public(), None).unwrap_err().to_string()
+    };
+    expect!["record 7 of the audit log was changed or is damaged: it is not what was recorded"].assert_eq(&change(
+        "opening/000",
+        "{\"n\":7}",
+        "{\"n\":8}",
+    ));
+    expect!["record 0 of the audit log was changed or is damaged: it does not fit its hash in the tiles"].assert_eq(&change(
+        "tile/entries/000",
+        "alice",
+        "alicf",
+    ));
+    expect!["record 520 of the audit log was changed or is damaged: it is not what was recorded"].assert_eq(&change(
+        "journal/002",
+        "{\"n\":520}",
+        "{\"n\":521}",
+    ));
 }
 
 #[test]

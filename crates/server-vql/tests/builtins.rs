@@ -39,7 +39,7 @@ impl Bench {
             key: KEY.clone(),
             engine: engine.clone(),
             audit: Arc::new(
-                Log::open(Arc::new(MemoryStorage::default()), SigningKey::generate("test/audit", &SystemRng).unwrap()).unwrap(),
+                Log::open(Arc::new(MemoryStorage::default()), SigningKey::generate("test/audit", &SystemRng).unwrap(), Arc::new(SystemRng)).unwrap(),
             ),
             restriction: Arc::new(Unrestricted),
             clock: Arc::new(SystemClock),

@@ -66,7 +66,7 @@ impl AuditFiles {
             None => {
                 create_folder(datastore)?;
                 let key = generate()?;
-                replace_file(&path, AUDIT_KEY, format!("{}\n", *key.to_note_form()).as_bytes(), true)?;
+                replace_file(&path, AUDIT_KEY, format!("{}\n", *key.to_note_form()).as_bytes(), Access::Owner, Durability::Synced)?;
                 key
             }
         };
@@ -75,7 +75,7 @@ impl AuditFiles {
         match read_file(&public_path, AUDIT_PUBLIC_KEY)? {
             Some(stored) if stored == public.as_bytes() => {}
             Some(_) => return Err(AuditError::Key),
-            None => replace_file(&public_path, AUDIT_PUBLIC_KEY, public.as_bytes(), false)?,
+            None => replace_file(&public_path, AUDIT_PUBLIC_KEY, public.as_bytes(), Access::Everybody, Durability::Synced)?,
         }
         Ok(key)
     }
@@ -111,6 +111,20 @@ impl AuditFiles {
         }
     }
 
+    fn replace(&self, name: &str, content: &[u8], durability: Durability) -> Result<(), StorageError> {
+        let path = self.path_to_change(name)?;
+        self.stop_appending(name);
+        replace_file(&path, name, content, Access::Everybody, durability)
+    }
+
+    /// The file of this name is about to be another one.
+    fn stop_appending(&self, name: &str) {
+        let mut appending = self.appending();
+        if appending.as_ref().is_some_and(|(open, _)| open == name) {
+            *appending = None;
+        }
+    }
+
     fn appending(&self) -> std::sync::MutexGuard<'_, Option<(String, File)>> {
         self.appending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,7 +136,11 @@ impl Storage for AuditFiles {
     }
 
     fn write(&self, name: &str, content: &[u8]) -> Result<(), StorageError> {
-        replace_file(&self.path_to_change(name)?, name, content, false)
+        self.replace(name, content, Durability::Synced)
+    }
+
+    fn write_lazily(&self, name: &str, content: &[u8]) -> Result<(), StorageError> {
+        self.replace(name, content, Durability::Lazy)
     }
 
     fn append(&self, name: &str, addition: &[u8]) -> Result<(), StorageError> {
@@ -157,12 +175,7 @@ impl Storage for AuditFiles {
 
     fn remove(&self, name: &str) -> Result<(), StorageError> {
         let path = self.path_to_change(name)?;
-        {
-            let mut appending = self.appending();
-            if appending.as_ref().is_some_and(|(open, _)| open == name) {
-                *appending = None;
-            }
-        }
+        self.stop_appending(name);
         match fs::remove_file(&path) {
             Ok(()) => sync_folder(path.parent().unwrap_or(&self.folder)),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
@@ -188,8 +201,24 @@ fn read_file(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StorageError> {
     Ok(Some(content))
 }
 
-/// Replaces a file so that after a crash it is the old one or the new one.
-fn replace_file(path: &Path, name: &str, content: &[u8], private: bool) -> Result<(), StorageError> {
+/// Who may read a file that is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Owner,
+    Everybody,
+}
+
+/// When a file that is written survives a loss of power.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// From the moment that writing it returns.
+    Synced,
+    /// When the file system gets to it.
+    Lazy,
+}
+
+/// Replaces a file so that after the end of the process it is the old one or the new one, and if synced after a loss of power too.
+fn replace_file(path: &Path, name: &str, content: &[u8], access: Access, durability: Durability) -> Result<(), StorageError> {
     let failed = |error: std::io::Error| StorageError::new("writing", name, error);
     let Some(parent) = path.parent() else { return Err(StorageError::new("writing", name, "it has no folder")) };
     create_folder(parent)?;
@@ -199,14 +228,18 @@ fn replace_file(path: &Path, name: &str, content: &[u8], private: bool) -> Resul
     let mut options = OpenOptions::new();
     options.create(true).truncate(true).write(true);
     #[cfg(unix)]
-    if private {
+    if access == Access::Owner {
         use std::os::unix::fs::OpenOptionsExt as _;
         options.mode(0o600);
     }
     #[cfg(not(unix))]
-    let _ = private;
+    let _ = access;
     let mut file = options.open(&new).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    if durability == Durability::Lazy {
+        return fs::rename(&new, path).map_err(failed);
+    }
+    file.sync_all().map_err(failed)?;
     fs::rename(&new, path).and_then(|()| sync_folder(parent)).map_err(failed)
 }
 
@@ -229,7 +262,8 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 mod tests {
     use std::sync::Arc;
 
-    use talon_audit::{Log, LogReader, Phase, Record, verify_log, verify_proof};
+    use talon_audit::{Details, Log, LogReader, Phase, REDACTION, Record, verify_log, verify_proof};
+    use talon_crypto::SystemRng;
 
     use super::*;
 
@@ -243,7 +277,7 @@ mod tests {
 
     fn open(datastore: &Path) -> Log {
         let key = AuditFiles::load_or_create_key(datastore, key).unwrap();
-        Log::open(Arc::new(AuditFiles::open(datastore).unwrap()), key).unwrap()
+        Log::open(Arc::new(AuditFiles::open(datastore).unwrap()), key, Arc::new(SystemRng)).unwrap()
     }
 
     #[test]
@@ -267,7 +301,7 @@ mod tests {
         assert_eq!(reader.entries(299, 9).unwrap().into_iter().map(|entry| entry.record).collect::<Vec<_>>(), [record(299), record(300)]);
         let proof = reader.prove(7).unwrap().to_string();
         assert_eq!(verify_proof(&proof, &public).unwrap().record, record(7));
-        for name in ["checkpoint", "tile/0/000", "tile/entries/000", "tile/1/000.p/1", "journal/001"] {
+        for name in ["checkpoint", "opening/000", "tile/0/000", "tile/entries/000", "tile/1/000.p/1", "journal/001"] {
             assert!(datastore.path().join(AUDIT_FOLDER).join(name).is_file(), "{name}");
         }
     }
@@ -293,6 +327,29 @@ mod tests {
             let next = log.append(&record(9)).unwrap().index();
             assert_eq!(log.entries(next, 1).unwrap()[0].record, record(9));
         }
+    }
+
+    #[test]
+    fn details_are_erased_from_the_files_and_the_log_goes_on() {
+        let datastore = tempfile::tempdir().unwrap();
+        let log = open(datastore.path());
+        for n in 0..3 {
+            let mut record = record(n);
+            record.details = Details::new().text("name", &format!("person {n}"));
+            let _ = log.append(&record).unwrap();
+        }
+        let mut by = Record::new(1_800_000_000_000_000_000, "root".parse().unwrap(), "admin", REDACTION, Phase::Intended);
+        by.details = Details::new().number("record", 1);
+        let _ = log.redact(1, &by).unwrap();
+        let _ = log.append(&record(4)).unwrap();
+        let text = fs::read(datastore.path().join(AUDIT_FOLDER).join("journal/000")).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.contains("person 0") && !text.contains("person 1") && text.contains("person 2"));
+        drop(log);
+        let public = AuditFiles::load_public_key(datastore.path()).unwrap();
+        let report = verify_log(&AuditFiles::read_only(datastore.path()), &public, None).unwrap();
+        assert_eq!((report.records, report.redacted), (5, 1));
+        assert_eq!(open(datastore.path()).entries(4, 1).unwrap()[0].record, record(4));
     }
 
     #[test]

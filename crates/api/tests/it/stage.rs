@@ -106,7 +106,7 @@ impl Stage {
             certificate_name: SUPERUSER.into(),
             key: frontend.key().clone(),
             engine: Arc::new(Memory::new()),
-            audit: Arc::new(Log::open(Arc::new(MemoryStorage::default()), key).unwrap()),
+            audit: Arc::new(Log::open(Arc::new(MemoryStorage::default()), key, Arc::new(SystemRng)).unwrap()),
             restriction,
             clock: Arc::new(SystemClock),
             rng: Arc::new(SystemRng),

@@ -239,7 +239,7 @@ fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, si
     settings.obfuscation_nonce = OBFUSCATION.into();
     settings.initial_orgs =
         vec![talon_server::InitialOrg { id: Some("O123".parse().unwrap()), name: "Other".into(), nonce: OTHER_NONCE.into() }];
-    let log = Log::open(audit.clone() as Arc<dyn Storage>, SigningKey::parse(signing).unwrap()).unwrap();
+    let log = Log::open(audit.clone() as Arc<dyn Storage>, SigningKey::parse(signing).unwrap(), Arc::new(SystemRng)).unwrap();
     Arc::new(
         Server::open(ServerOptions {
             settings,
