@@ -8,6 +8,12 @@ mod control;
 mod encodings;
 mod later;
 mod log;
+mod changes;
+mod tracker;
+mod reference;
+mod pipe;
+pub(crate) mod mock;
+mod feed;
 mod objects;
 mod paths;
 mod streams;
@@ -18,6 +24,11 @@ mod times;
 use crate::registry::Registry;
 
 pub use cache::{CacheFile, CacheFiles, CacheStorage};
+pub use feed::LogFeed;
+pub use mock::ArtifactName;
+pub(crate) use mock::{Mock, Mocks, Target};
+pub use pipe::{Pipe, named as named_pipe};
+pub use tracker::ProcessTracker;
 
 /// Cells of CSV files, as stock peers write them.
 pub mod csv {
@@ -45,6 +56,12 @@ pub(crate) fn register(registry: &mut Registry) {
     encodings::register(registry);
     later::register(registry);
     log::register(registry);
+    changes::register(registry);
+    tracker::register(registry);
+    reference::register(registry);
+    pipe::register(registry);
+    mock::register(registry);
+    feed::register(registry);
     objects::register(registry);
     paths::register(registry);
     streams::register(registry);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::ast::{self, BinaryOp, Expr, ExprKind, LetBody, Symbol};
+use crate::builtins::{Target, mock};
 use crate::call::Call;
 use crate::dict::{Dict, Key};
 use crate::error::CallError;
@@ -174,7 +175,13 @@ fn call_symbol(symbol: &Symbol, args: &[ast::Arg], scope: &Scope) -> Value {
         }
         return Value::Null;
     };
-    match scope.registry().find_function(&name) {
+    let function = scope.registry().find_function(&name);
+    if !matches!(function, Some(Entry::Blocked))
+        && let Some(mock) = scope.mocked(|| Target::Function(name.clone()))
+    {
+        return mock.call(mock::recorded(args, scope));
+    }
+    match function {
         Some(Entry::Active(function)) => return call_function(function.as_ref(), args, scope, site),
         Some(Entry::Blocked) => {
             scope.log_once(format!(
@@ -387,7 +394,13 @@ fn call_function(function: &dyn Function, args: &[ast::Arg], scope: &Scope, site
 
 /// Starts a plugin. What fails is logged, and there are no rows.
 pub(crate) fn open_plugin(name: &str, args: &[ast::Arg], scope: &Scope, site: usize) -> Option<Rows> {
-    let plugin = match scope.registry().find_plugin(name)? {
+    let plugin = scope.registry().find_plugin(name);
+    if !matches!(plugin, Some(Entry::Blocked))
+        && let Some(mock) = scope.mocked(|| Target::Plugin(name.to_owned()))
+    {
+        return Some(mock.open(mock::recorded(args, scope), scope));
+    }
+    let plugin = match plugin? {
         Entry::Active(plugin) => plugin.clone(),
         Entry::Blocked => {
             scope.log_once(format!(

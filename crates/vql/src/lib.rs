@@ -56,7 +56,7 @@ pub mod verbs;
 
 pub use arguments::{moment, parse_zone, text as to_text};
 pub use budget::Budget;
-pub use builtins::{CacheFile, CacheFiles, CacheStorage, csv};
+pub use builtins::{ArtifactName, CacheFile, CacheFiles, CacheStorage, LogFeed, Pipe, ProcessTracker, csv, named_pipe};
 pub use call::Call;
 pub use cancel::{CancelToken, StopReason};
 pub use dict::{Dict, Key};
@@ -72,7 +72,7 @@ pub use path::{Delegate, OsPath, PathFlavour};
 pub use query::{Query, run};
 pub use registry::{Function, Plugin, Registry, Restrictions};
 pub use rows::{RowSource, Rows, StoredQuery, as_row};
-pub use scope::{MAX_SCOPES, Scope};
+pub use scope::{MAX_SCOPES, Scope, ScopeHandle};
 pub use signature::{Arg, ArgType, Kind, OnError, Signature};
 pub use stack::{QUERY_STACK, spawn as spawn_query_thread};
 pub use syntax_error::{SyntaxError, nearest};

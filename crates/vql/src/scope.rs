@@ -11,6 +11,7 @@ use talon_ids::Permissions;
 
 use crate::ast;
 use crate::budget::{Held, Meter, ThreadSlot};
+use crate::builtins::{Mock, Mocks, Target};
 use crate::cancel::{CancelToken, StopReason};
 use crate::dict::{Dict, Key};
 use crate::environment::{ArtifactResolver, Environment};
@@ -89,6 +90,7 @@ pub(crate) struct Runtime {
     kept: Mutex<Held>,
     logged: Mutex<HashSet<String>>,
     shared: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    mocks: Arc<Mocks>,
     on_close: Mutex<Vec<OnClose>>,
 }
 
@@ -134,6 +136,7 @@ impl Scope {
             kept,
             logged: Mutex::default(),
             shared: Mutex::default(),
+            mocks: Arc::default(),
             on_close: Mutex::default(),
         });
         Self::stack_frames(runtime, cancel, variables, locals)
@@ -432,6 +435,16 @@ impl Scope {
         value.downcast().unwrap_or_default()
     }
 
+    /// What stands for built-ins in this query.
+    pub(crate) fn mocks(&self) -> Arc<Mocks> {
+        self.0.runtime.mocks.clone()
+    }
+
+    /// What stands for one built-in or artifact in this query.
+    pub(crate) fn mocked(&self, target: impl FnOnce() -> Target) -> Option<Arc<Mock>> {
+        self.0.runtime.mocks.find(target)
+    }
+
     /// The compiled pattern, matching without regard to case. A bad one is logged once and gives `None`.
     #[must_use]
     pub fn regex(&self, pattern: &Text) -> Option<Arc<Regex>> {
@@ -637,6 +650,20 @@ impl Scope {
     pub(crate) fn downgrade(&self) -> WeakScope {
         WeakScope(Arc::downgrade(&self.0))
     }
+
+    /// A way back to this scope for values that evaluate something later, such as the fields of a parsed structure.
+    #[must_use]
+    pub fn handle(&self) -> ScopeHandle {
+        let mut scopes = vec![self.downgrade()];
+        let mut scope = self;
+        while let Some(parent) = &scope.0.parent {
+            if matches!(parent.0.frame, Frame::Variables(_)) {
+                scopes.push(parent.downgrade());
+            }
+            scope = parent;
+        }
+        ScopeHandle(scopes.into())
+    }
 }
 
 /// See [`Scope::detach`].
@@ -660,6 +687,19 @@ impl Detached {
             scope.bind(name.clone(), binding.clone());
         }
         scope
+    }
+}
+
+/// What values hold in place of a scope, which would keep them alive in turn. While the scope lives it leads there; afterwards to the
+/// nearest scope around it that still holds the names of statements.
+#[derive(Clone)]
+pub struct ScopeHandle(Arc<[WeakScope]>);
+
+impl ScopeHandle {
+    /// The scope. `None` when the query is over.
+    #[must_use]
+    pub fn get(&self) -> Option<Scope> {
+        self.0.iter().find_map(WeakScope::upgrade)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use indexmap::IndexMap;
 
 use crate::ast::{self, ArgValue, ColumnKind, Expr, ExprKind, LetBody, Select};
+use crate::builtins::{Target, mock};
 use crate::dict::{Dict, Key};
 use crate::error::CallError;
 use crate::eval::{self, expression};
@@ -390,6 +391,9 @@ fn source_rows(source: &ast::Source, scope: &Scope) -> Rows {
 }
 
 fn open_artifact(name: &str, args: &[ast::Arg], scope: &Scope) -> Rows {
+    if let Some(mock) = scope.mocked(|| Target::Artifact(name.to_owned())) {
+        return mock.open(mock::recorded(args, scope), scope);
+    }
     let Some(resolver) = scope.artifacts() else {
         scope.log_once(format!("ERROR:Artifact {name} not found"));
         return Rows::none();
