@@ -2,7 +2,7 @@
 
 use talon_ids::{Permission, Permissions};
 
-use crate::{Authority, Denial};
+use crate::{Authority, Denial, Reason, Target};
 
 /// What the caller of an entry point needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub fn collection_permission(on_server: bool) -> Permission {
 #[non_exhaustive]
 pub enum CollectDenial {
     /// The principal schedules no collections there.
-    #[error("PermissionDenied: User {} is not allowed to launch flows {permission}.", .denial.principal)]
+    #[error("{}", launch_text(permission, denial))]
     Launch {
         /// What is missing.
         permission: Permission,
@@ -128,6 +128,13 @@ pub enum CollectDenial {
     },
 }
 
+fn launch_text(permission: &Permission, denial: &Denial) -> String {
+    match denial.reason {
+        Reason::Locked(_) => denial.to_string(),
+        _ => format!("PermissionDenied: User {} is not allowed to launch flows {permission}.", denial.principal),
+    }
+}
+
 /// Whether `authority` may collect one artifact that the request names. Artifacts that it depends on are not looked at: wrapping is a feature.
 ///
 /// # Errors
@@ -139,11 +146,13 @@ pub fn check_collection(
     basic: bool,
     required: Permissions,
 ) -> Result<(), CollectDenial> {
-    if basic && authority.allows(Permission::CollectBasic) {
+    if basic && authority.check_about(Permissions::of(&[Permission::CollectBasic]), Some(Target::Artifact(artifact))).is_ok() {
         return Ok(());
     }
     let permission = collection_permission(on_server);
-    authority.check(Permissions::of(&[permission])).map_err(|denial| CollectDenial::Launch { permission, denial })?;
+    authority
+        .check_about(Permissions::of(&[permission]), Some(Target::Artifact(artifact)))
+        .map_err(|denial| CollectDenial::Launch { permission, denial })?;
     required.iter().try_for_each(|permission| {
         authority.check(Permissions::of(&[permission])).map_err(|denial| CollectDenial::Artifact {
             artifact: artifact.to_owned(),

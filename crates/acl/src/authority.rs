@@ -5,66 +5,19 @@ use std::sync::Arc;
 
 use talon_ids::{OrgId, Permission, Permissions, UserName};
 
-use crate::{CollectClient, CollectDenial, Denial, Effect, EffectivePolicy, Permit, Policy, Publish, Reason};
-
-/// What is asked of a [`Restriction`].
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct Question<'a> {
-    /// Who asks.
-    pub principal: &'a UserName,
-    /// In which organisation.
-    pub org: &'a OrgId,
-    /// The permissions asked for.
-    pub asked: Permissions,
-}
-
-/// A rule above all policies, which binds even the superuser: lockdown and locks are such rules.
-pub trait Restriction: Send + Sync {
-    /// The reason to refuse, if the rule refuses.
-    fn refuses(&self, question: &Question<'_>) -> Option<Reason>;
-}
-
-/// The rule that never refuses.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unrestricted;
-
-impl Restriction for Unrestricted {
-    fn refuses(&self, _: &Question<'_>) -> Option<Reason> {
-        None
-    }
-}
-
-/// What an endpoint's own configuration forbids to the server. Everything else is allowed there: the endpoint belongs to the deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct EndpointPolicy {
-    /// `Client.prevent_execve`: starts no processes, whatever the server asks.
-    pub prevent_execve: bool,
-}
-
-impl EndpointPolicy {
-    fn refuses(self, asked: Permissions) -> Option<Reason> {
-        (self.prevent_execve && asked.contains(Permission::Execve))
-            .then(|| Reason::Rule("Client.prevent_execve is set in the configuration of this client".to_owned()))
-    }
-}
-
-#[derive(Clone)]
-enum Standing {
-    Superuser,
-    User { held: EffectivePolicy, member: bool },
-    Endpoint(EndpointPolicy),
-}
+use crate::decide::{Standing, decide};
+use crate::{
+    CollectClient, CollectDenial, CollectServer, Denial, Effect, EndpointPolicy, Permit, Policy, Publish, Question, Reason, Restriction,
+    Target, Token, Unrestricted,
+};
 
 /// Decides for one principal in one organisation. It is the only maker of [`Permit`]s.
 ///
 /// An authority is a snapshot: it decides by the policies it was made of. To act in another organisation, make another authority.
 #[derive(Clone)]
 pub struct Authority {
-    principal: UserName,
+    token: Token,
     org: OrgId,
-    standing: Standing,
-    ceiling: Option<Permissions>,
     restriction: Arc<dyn Restriction>,
 }
 
@@ -84,34 +37,51 @@ impl Authority {
         let of_root = root_policy.map(|policy| policy.effective(&OrgId::root()).permissions().intersection(org_admin));
         let mut held = here.map(|policy| policy.effective(&org)).unwrap_or_default();
         held.add(of_root.unwrap_or_default());
-        let standing = Standing::User { held, member: here.is_some() };
-        Self { principal, org, standing, ceiling: None, restriction }
+        let roles = here.map(|policy| policy.role_names().map(Box::from).collect()).unwrap_or_default();
+        let standing = Standing::User { held, member: here.is_some(), roles };
+        Self { token: Token::new(principal, standing), org, restriction }
     }
 
     /// The authority of the server itself: everything that `restriction` leaves.
     #[must_use]
     pub fn superuser(principal: UserName, org: OrgId, restriction: Arc<dyn Restriction>) -> Self {
-        Self { principal, org, standing: Standing::Superuser, ceiling: None, restriction }
+        Self { token: Token::new(principal, Standing::Superuser), org, restriction }
     }
 
     /// The authority of the server on an endpoint: everything that the endpoint's own configuration leaves.
     #[must_use]
     pub fn endpoint(principal: UserName, policy: EndpointPolicy) -> Self {
-        let restriction = Arc::new(Unrestricted);
-        Self { principal, org: OrgId::root(), standing: Standing::Endpoint(policy), ceiling: None, restriction }
+        Self { token: Token::new(principal, Standing::Endpoint(policy)), org: OrgId::root(), restriction: Arc::new(Unrestricted) }
     }
 
     /// The same principal with no more than `permissions`.
     #[must_use]
     pub fn reduced_to(&self, permissions: Permissions) -> Self {
-        let ceiling = self.ceiling.map_or(permissions, |ceiling| ceiling.intersection(permissions));
-        Self { ceiling: Some(ceiling), ..self.clone() }
+        let ceiling = self.token.ceiling.map_or(permissions, |ceiling| ceiling.intersection(permissions));
+        let mut reduced = self.clone();
+        reduced.token.ceiling = Some(ceiling);
+        reduced
+    }
+
+    /// The same with no more than `other` was reduced to: whoever acts elsewhere, or as somebody else, takes the reduction along.
+    #[must_use]
+    pub fn within_ceiling_of(self, other: &Self) -> Self {
+        match other.token.ceiling {
+            Some(ceiling) => self.reduced_to(ceiling),
+            None => self,
+        }
     }
 
     /// Who acts.
     #[must_use]
     pub fn principal(&self) -> &UserName {
-        &self.principal
+        &self.token.principal
+    }
+
+    /// What the decision is made of, apart from the rules above all policies.
+    #[must_use]
+    pub fn token(&self) -> &Token {
+        &self.token
     }
 
     /// Where.
@@ -123,7 +93,7 @@ impl Authority {
     /// Whether this is the server itself, which policies do not bind.
     #[must_use]
     pub fn is_superuser(&self) -> bool {
-        matches!(self.standing, Standing::Superuser) && self.ceiling.is_none()
+        matches!(self.token.standing, Standing::Superuser) && self.token.ceiling.is_none()
     }
 
     /// Whether all of `asked` may be done.
@@ -131,24 +101,23 @@ impl Authority {
     /// # Errors
     /// The denial, with the reason.
     pub fn check(&self, asked: Permissions) -> Result<(), Denial> {
-        let question = Question { principal: &self.principal, org: &self.org, asked };
-        if let Some(reason) = self.restriction.refuses(&question) {
-            return Err(self.denial(asked, reason));
-        }
-        let beyond = self.ceiling.map_or(Permissions::NONE, |ceiling| asked.difference(ceiling));
-        if !beyond.is_empty() {
-            return Err(self.denial(asked, Reason::Missing(beyond)));
-        }
-        let refusal = match &self.standing {
-            Standing::Superuser => None,
-            Standing::Endpoint(policy) => policy.refuses(asked),
-            Standing::User { held, member } => {
-                let missing = asked.difference(held.permissions());
-                let reason = if *member { Reason::Missing(missing) } else { Reason::NoPolicy };
-                (!missing.is_empty()).then_some(reason)
-            }
-        };
-        refusal.map_or(Ok(()), |reason| Err(self.denial(asked, reason)))
+        self.check_about(asked, None)
+    }
+
+    /// Whether all of `asked` may be done to `target`: locks on clients and artifacts count too.
+    ///
+    /// # Errors
+    /// The denial, with the reason.
+    pub fn check_about(&self, asked: Permissions, target: Option<Target<'_>>) -> Result<(), Denial> {
+        let decided = decide(&self.token, asked, &self.org, target, self.restriction.lockdown(), &*self.restriction);
+        decided.map_err(|reason| self.denial(asked, reason))
+    }
+
+    /// Whether policies give all of `asked`, apart from lockdown and locks. It decides over locks, which only ever take away, and over
+    /// nothing else.
+    #[must_use]
+    pub fn holds_by_policy(&self, asked: Permissions) -> bool {
+        self.token.by_policy().contains_all(asked)
     }
 
     /// Whether `permission` may be used.
@@ -168,7 +137,7 @@ impl Authority {
     /// # Errors
     /// The denial, with the reason.
     pub fn permit<E: Effect>(&self) -> Result<Permit<E>, Denial> {
-        self.check(Permissions::of(&[E::PERMISSION])).map(|()| Permit::granted_to(self.principal.clone(), self.org.clone()))
+        self.check(Permissions::of(&[E::PERMISSION])).map(|()| Permit::granted_to(self.principal().clone(), self.org.clone()))
     }
 
     /// The proof that events may be pushed to `queue`.
@@ -177,8 +146,12 @@ impl Authority {
     /// The denial: users push to the queues that their policy names, and to no other.
     pub fn permit_publish(&self, queue: &str) -> Result<Permit<Publish>, Denial> {
         let asked = Permissions::of(&[Permission::Publish]);
-        if let (Standing::User { held, member }, None) = (&self.standing, self.ceiling) {
-            let question = Question { principal: &self.principal, org: &self.org, asked };
+        if let (Standing::User { held, member, roles }, None) = (&self.token.standing, self.token.ceiling) {
+            if self.restriction.lockdown().contains(Permission::Publish) {
+                return Err(self.denial(asked, Reason::LockedDown));
+            }
+            let (principal, folded) = (&self.token.principal, self.token.principal.folded());
+            let question = Question { principal, folded: &folded, roles, org: &self.org, asked, target: None };
             if let Some(reason) = self.restriction.refuses(&question) {
                 return Err(self.denial(asked, reason));
             }
@@ -186,7 +159,7 @@ impl Authority {
                 let reason = if *member { Reason::Queue(queue.chars().take(256).collect()) } else { Reason::NoPolicy };
                 return Err(self.denial(asked, reason));
             }
-            return Ok(Permit::granted_to(self.principal.clone(), self.org.clone()));
+            return Ok(Permit::granted_to(principal.clone(), self.org.clone()));
         }
         self.permit::<Publish>()
     }
@@ -200,15 +173,33 @@ impl Authority {
         &self,
         artifacts: impl IntoIterator<Item = (&'a str, bool, Permissions)>,
     ) -> Result<Permit<CollectClient>, CollectDenial> {
+        self.check_collections(false, artifacts)?;
+        Ok(Permit::granted_to(self.principal().clone(), self.org.clone()))
+    }
+
+    /// The proof that a collection on the server itself is allowed: as [`Authority::permit_collection`].
+    ///
+    /// # Errors
+    /// The denial of the first artifact that may not be collected.
+    pub fn permit_server_collection<'a>(
+        &self,
+        artifacts: impl IntoIterator<Item = (&'a str, bool, Permissions)>,
+    ) -> Result<Permit<CollectServer>, CollectDenial> {
+        self.check_collections(true, artifacts)?;
+        Ok(Permit::granted_to(self.principal().clone(), self.org.clone()))
+    }
+
+    fn check_collections<'a>(
+        &self,
+        on_server: bool,
+        artifacts: impl IntoIterator<Item = (&'a str, bool, Permissions)>,
+    ) -> Result<(), CollectDenial> {
         let mut checked = false;
         for (artifact, basic, required) in artifacts {
-            crate::check_collection(self, false, artifact, basic, required)?;
+            crate::check_collection(self, on_server, artifact, basic, required)?;
             checked = true;
         }
-        if !checked {
-            crate::check_collection(self, false, "", false, Permissions::NONE)?;
-        }
-        Ok(Permit::granted_to(self.principal.clone(), self.org.clone()))
+        if checked { Ok(()) } else { crate::check_collection(self, on_server, "", false, Permissions::NONE) }
     }
 
     /// What `policy` would give in this organisation that the principal does not hold: a grant of it raises somebody above the granter.
@@ -218,13 +209,13 @@ impl Authority {
     }
 
     fn denial(&self, asked: Permissions, reason: Reason) -> Denial {
-        Denial { principal: self.principal.clone(), org: self.org.clone(), asked, reason }
+        Denial { principal: self.principal().clone(), org: self.org.clone(), asked, reason }
     }
 }
 
 impl fmt::Debug for Authority {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Authority({} in {}: {})", self.principal, self.org, self.held())
+        write!(out, "Authority({} in {}: {})", self.principal(), self.org, self.held())
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Reason {
     Queue(String),
     /// The server is locked down.
     LockedDown,
+    /// A lock that administrators set while the server runs, named by its id and reason.
+    Locked(String),
     /// Another rule refuses, named by its text, for example a setting of the endpoint's own configuration.
     Rule(String),
 }
@@ -42,7 +44,30 @@ impl Denial {
             Reason::NoPolicy => format!("PermissionDenied: {}", self.asked),
             Reason::Queue(_) => "PermissionDenied: Permission denied: PUBLISH".to_owned(),
             Reason::LockedDown => format!("PermissionDenied: Server locked down: {}", self.asked),
+            Reason::Locked(lock) => format!("PermissionDenied: Locked by {lock}: {}", self.asked),
             Reason::Rule(rule) => format!("PermissionDenied: {rule}: {}", self.asked),
+        }
+    }
+
+    /// What of the asked permissions the principal lacks; nothing when a rule above all policies refused.
+    #[must_use]
+    pub fn missing(&self) -> Permissions {
+        match self.reason {
+            Reason::Missing(missing) => missing,
+            Reason::NoPolicy | Reason::Queue(_) => self.asked,
+            Reason::LockedDown | Reason::Locked(_) | Reason::Rule(_) => Permissions::NONE,
+        }
+    }
+
+    /// The rule that refused, in a word.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self.reason {
+            Reason::Missing(_) | Reason::Queue(_) => "policy",
+            Reason::NoPolicy => "membership",
+            Reason::LockedDown => "lockdown",
+            Reason::Locked(_) => "lock",
+            Reason::Rule(_) => "configuration",
         }
     }
 
@@ -82,6 +107,9 @@ impl fmt::Display for Cure<'_> {
             }
             Reason::LockedDown => {
                 write!(out, "lockdown denies some of {asked} to everybody until `lockdown` is removed from the server's configuration file")
+            }
+            Reason::Locked(lock) => {
+                write!(out, "locked by {lock}; an administrator of the server can remove the lock with 'talon lock remove'")
             }
             Reason::Rule(rule) => write!(out, "denied by {rule}"),
         }

@@ -56,6 +56,12 @@ effects! {
     DeleteResults => DeleteResults;
     /// Pushing events.
     Publish => Publish;
+    /// Starting and changing hunts.
+    StartHunt => StartHunt;
+    /// Writing and calculating notebooks.
+    EditNotebooks => NotebookEditor;
+    /// Packing what was collected for download.
+    PrepareResults => PrepareResults;
 }
 
 /// Proof that an ACL decision allowed effect `E` to a principal in an organisation. Only [`crate::Authority`] makes one.

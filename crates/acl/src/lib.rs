@@ -20,7 +20,10 @@
 //! ```
 
 mod access;
+mod assertion;
 mod authority;
+mod custom;
+mod decide;
 mod denial;
 mod effect;
 mod escalation;
@@ -28,12 +31,15 @@ mod policy;
 mod role;
 
 pub use access::{AccessRow, AuditClass, CollectDenial, OrgScope, Requirement, check_collection, collection_permission};
-pub use authority::{Authority, EndpointPolicy, Question, Restriction, Unrestricted};
+pub use assertion::{Assertion, BadAssertion, Violation, violations};
+pub use authority::Authority;
+pub use custom::{CustomRole, CustomRoles};
+pub use decide::{EndpointPolicy, Question, Restriction, Target, Token, Unrestricted, decide};
 pub use denial::{Cure, Denial, Reason};
 pub use effect::{
-    Administer, CollectClient, CollectServer, DeleteResults, Effect, Execute, FilesystemRead, FilesystemWrite, LabelClient, MachineState,
-    Network, Permit, Publish, ReadResults,
+    Administer, CollectClient, CollectServer, DeleteResults, EditNotebooks, Effect, Execute, FilesystemRead, FilesystemWrite, LabelClient,
+    MachineState, Network, Permit, PrepareResults, Publish, ReadResults, StartHunt,
 };
-pub use escalation::{Escalation, escalations};
+pub use escalation::{ArtifactFacts, Escalation, Goal, Holder, Inventory, Subject, escalations};
 pub use policy::{EffectivePolicy, FieldValue, Policy, PolicyError};
 pub use role::Role;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use talon_ids::{OrgId, Permission, Permissions};
 use talon_proto::ApiClientAcl;
 
-use crate::Role;
+use crate::{CustomRole, CustomRoles, Role};
 
 /// Why a policy was refused. Nothing of a refused policy counts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +14,12 @@ pub enum PolicyError {
     /// No role has that name.
     #[error("Invalid role {0}")]
     UnknownRole(String),
+    /// No custom role can have that name.
+    #[error("{0:?} is no name for a role: use small letters, digits, _ and -, and none of the fixed roles' names")]
+    RoleName(String),
+    /// A custom role can not consist of that.
+    #[error("the role {0} needs at least one permission, and neither PUBLISH nor ORG_ADMIN can be in it")]
+    RoleContent(String),
     /// The policy has fields that no policy has.
     #[error("Parsing Policy: Invalid policy fields: [{}]. Valid fields are [{}]", .0.join(" "), valid_fields().join(" "))]
     UnknownFields(Vec<String>),
@@ -40,6 +46,7 @@ pub enum FieldValue {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     roles: Vec<Role>,
+    custom: Vec<CustomRole>,
     granted: Permissions,
     publish_queues: BTreeSet<String>,
 }
@@ -112,6 +119,27 @@ impl Policy {
         names.into_iter().map(str::parse).collect::<Result<Vec<Role>, _>>().map(Self::of_roles)
     }
 
+    /// A policy of roles alone, fixed ones or those of an organisation, by their names.
+    ///
+    /// # Errors
+    /// [`PolicyError::UnknownRole`] with the first name that is no role's.
+    pub fn of_names<'a>(names: impl IntoIterator<Item = &'a str>, custom: &CustomRoles) -> Result<Self, PolicyError> {
+        names.into_iter().try_fold(Self::default(), |policy, name| match (name.parse::<Role>(), custom.get(name)) {
+            (Ok(role), _) => Ok(policy.with_roles([role])),
+            (Err(_), Some(role)) => Ok(policy.with_custom_role(role)),
+            (Err(unknown), None) => Err(unknown),
+        })
+    }
+
+    /// Adds a custom role.
+    #[must_use]
+    pub fn with_custom_role(mut self, role: CustomRole) -> Self {
+        if !self.custom.iter().any(|held| held.name() == role.name()) {
+            self.custom.push(role);
+        }
+        self
+    }
+
     /// Adds roles.
     #[must_use]
     pub fn with_roles(mut self, roles: impl IntoIterator<Item = Role>) -> Self {
@@ -142,7 +170,15 @@ impl Policy {
     /// # Errors
     /// [`PolicyError::UnknownRole`]: a policy with one bad role grants nothing at all.
     pub fn from_proto(acl: &ApiClientAcl) -> Result<Self, PolicyError> {
-        let mut policy = Self::of_role_names(acl.roles.iter().map(String::as_str))?.with_permissions(flags_of(acl));
+        Self::from_proto_with(acl, &CustomRoles::none())
+    }
+
+    /// The same in an organisation with roles of its own.
+    ///
+    /// # Errors
+    /// As [`Policy::from_proto`].
+    pub fn from_proto_with(acl: &ApiClientAcl, custom: &CustomRoles) -> Result<Self, PolicyError> {
+        let mut policy = Self::of_names(acl.roles.iter().map(String::as_str), custom)?.with_permissions(flags_of(acl));
         policy.publish_queues = acl.publish_queues.iter().cloned().collect();
         Ok(policy)
     }
@@ -151,7 +187,7 @@ impl Policy {
     #[must_use]
     pub fn to_proto(&self) -> ApiClientAcl {
         ApiClientAcl {
-            roles: self.roles.iter().map(ToString::to_string).collect(),
+            roles: self.role_names().map(str::to_owned).collect(),
             publish_queues: self.publish_queues.iter().cloned().collect(),
             ..acl_with(self.granted)
         }
@@ -162,6 +198,14 @@ impl Policy {
     /// # Errors
     /// All unknown fields together, else the first field with a value of the wrong kind, else the first unknown role.
     pub fn from_fields(fields: impl IntoIterator<Item = (String, FieldValue)>) -> Result<Self, PolicyError> {
+        Self::from_fields_with(fields, &CustomRoles::none())
+    }
+
+    /// The same in an organisation with roles of its own.
+    ///
+    /// # Errors
+    /// As [`Policy::from_fields`].
+    pub fn from_fields_with(fields: impl IntoIterator<Item = (String, FieldValue)>, custom: &CustomRoles) -> Result<Self, PolicyError> {
         let mut policy = Self::default();
         let mut unknown = Vec::new();
         let mut wrong = Vec::new();
@@ -186,16 +230,25 @@ impl Policy {
         if let Some((field, expected)) = wrong.into_iter().next() {
             return Err(PolicyError::WrongKind { field, expected });
         }
-        for role in roles {
-            policy = policy.with_roles([role.parse()?]);
-        }
-        Ok(policy)
+        let of_roles = Self::of_names(roles.iter().map(String::as_str), custom)?;
+        Ok(of_roles.custom.into_iter().fold(policy.with_roles(of_roles.roles), Self::with_custom_role))
     }
 
     /// The roles, in the order in which they were granted.
     #[must_use]
     pub fn roles(&self) -> &[Role] {
         &self.roles
+    }
+
+    /// The custom roles.
+    #[must_use]
+    pub fn custom_roles(&self) -> &[CustomRole] {
+        &self.custom
+    }
+
+    /// The names of all roles, fixed ones first.
+    pub fn role_names(&self) -> impl Iterator<Item = &str> {
+        self.roles.iter().map(|role| role.name()).chain(self.custom.iter().map(CustomRole::name))
     }
 
     /// The permissions granted one by one, without those of the roles.
@@ -229,14 +282,16 @@ impl Policy {
     /// Both policies together; queues stay those of `self`.
     #[must_use]
     pub fn merged_with(self, other: &Self) -> Self {
-        self.with_roles(other.roles.iter().copied()).with_permissions(other.granted)
+        let merged = self.with_roles(other.roles.iter().copied()).with_permissions(other.granted);
+        other.custom.iter().cloned().fold(merged, Self::with_custom_role)
     }
 
     /// What the policy comes to in `org`.
     #[must_use]
     pub fn effective(&self, org: &OrgId) -> EffectivePolicy {
         let of_roles = self.roles.iter().fold(Permissions::NONE, |sum, role| sum.union(role.permissions(org)));
-        let mut permissions = of_roles.union(self.granted);
+        let of_custom = self.custom.iter().fold(Permissions::NONE, |sum, role| sum.union(role.permissions()));
+        let mut permissions = of_roles.union(of_custom).union(self.granted);
         if !org.is_root() {
             permissions = permissions.difference(Permissions::of(&[Permission::OrgAdmin]));
         }

@@ -25,6 +25,7 @@ pub mod compat;
 mod der;
 mod digest;
 mod ed25519;
+mod password;
 mod rng;
 mod rsa;
 
@@ -32,6 +33,7 @@ pub use aead::AeadKey;
 pub use compat::{aes128_cbc, aes256_cbc, hmac_sha1, sha1, verify_hmac_sha1};
 pub use digest::{Sha256, constant_time_eq, hmac_sha256, sha256, verify_hmac_sha256};
 pub use ed25519::{Ed25519PrivateKey, Ed25519PublicKey};
+pub use password::{MAX_PASSWORD, PasswordCost, PasswordHash};
 pub use rng::{Rng, SystemRng, random_array};
 pub use rsa::{RsaPrivateKey, RsaPublicKey};
 pub use zeroize::{Zeroize, Zeroizing};

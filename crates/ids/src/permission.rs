@@ -84,6 +84,9 @@ impl Permissions {
     /// The empty set.
     pub const NONE: Self = Self(0);
 
+    /// Every permission.
+    pub const ALL: Self = Self::of(Permission::ALL);
+
     /// The set of `permissions`.
     #[must_use]
     pub const fn of(permissions: &[Permission]) -> Self {

@@ -1,4 +1,4 @@
-//! Lockdown: what a deployment forbids to everybody, whatever roles they have. Pure decisions over configuration lists.
+//! Lockdown, locks and lists: what a deployment forbids to everybody, whatever roles they have. Pure decisions.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -13,10 +13,12 @@
 //! ```
 
 mod builtins;
+mod lock;
 mod mode;
 mod paths;
 
 pub use builtins::{ACCESSOR_DENIED, Blocked, BuiltinKind, BuiltinRules, NameRules, Verdict, server_defaults};
+pub use lock::{Lock, LockTable, LockTarget, Removal, Rules, TaskInQuestion};
 pub use mode::Lockdown;
 pub use paths::{DENIED_STORED, PrefixRules};
 
@@ -27,6 +29,14 @@ pub enum LockdownError {
     /// `security.lockdown_denied_permissions` names something else.
     #[error("Invalid permission {0} while parsing lockdown_denied_permissions")]
     UnknownPermission(String),
+    /// A lock on that is not possible.
+    #[error("there is no lock on {kind} {name:?}: lock a user, role, client, artifact or org by its name, or all without one")]
+    LockTarget {
+        /// The kind that was asked for.
+        kind: String,
+        /// The name that was asked for.
+        name: String,
+    },
     /// `security.allowed_accessors` names something else.
     #[error("Unknown accessor in allow list: {0}")]
     UnknownAccessor(String),

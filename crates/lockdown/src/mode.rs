@@ -31,15 +31,21 @@ impl Lockdown {
         Permission::OrgAdmin,
     ]);
 
-    /// Lockdown with the permissions of `security.lockdown_denied_permissions`; with [`Lockdown::DEFAULT_DENIED`] if that is empty.
+    /// Lockdown with [`Lockdown::DEFAULT_DENIED`] and the permissions of `security.lockdown_denied_permissions` besides.
     ///
     /// # Errors
     /// [`LockdownError::UnknownPermission`] with the first name that is no permission's.
     pub fn new<'a>(denied: impl IntoIterator<Item = &'a str>) -> Result<Self, LockdownError> {
-        let denied = denied
-            .into_iter()
-            .map(|name| name.parse().map_err(|_| LockdownError::UnknownPermission(name.to_owned())))
-            .collect::<Result<Permissions, _>>()?;
+        Ok(Self { denied: parse(denied)?.union(Self::DEFAULT_DENIED) })
+    }
+
+    /// Lockdown with the permissions of `security.lockdown_denied_permissions` alone, as `talon.server.lockdown_replace` asks for; with
+    /// [`Lockdown::DEFAULT_DENIED`] if there are none.
+    ///
+    /// # Errors
+    /// As [`Lockdown::new`].
+    pub fn replacing<'a>(denied: impl IntoIterator<Item = &'a str>) -> Result<Self, LockdownError> {
+        let denied = parse(denied)?;
         Ok(Self { denied: if denied.is_empty() { Self::DEFAULT_DENIED } else { denied } })
     }
 
@@ -62,9 +68,17 @@ impl Default for Lockdown {
     }
 }
 
+fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Permissions, LockdownError> {
+    names.into_iter().map(|name| name.parse().map_err(|_| LockdownError::UnknownPermission(name.to_owned()))).collect()
+}
+
 impl Restriction for Lockdown {
-    fn refuses(&self, question: &Question<'_>) -> Option<Reason> {
-        (!self.denied.intersection(question.asked).is_empty()).then_some(Reason::LockedDown)
+    fn lockdown(&self) -> Permissions {
+        self.denied
+    }
+
+    fn refuses(&self, _: &Question<'_>) -> Option<Reason> {
+        None
     }
 }
 
@@ -102,9 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_replaces_the_set() {
-        let lockdown = Lockdown::new(["execve", "DELETE_RESULTS"]).unwrap();
-        assert_eq!(lockdown.denied(), Permissions::of(&[Permission::Execve, Permission::DeleteResults]));
+    fn the_configuration_extends_the_set_unless_told_to_replace_it() {
+        let more = Permissions::of(&[Permission::Execve, Permission::DeleteResults]);
+        assert_eq!(Lockdown::new(["execve", "DELETE_RESULTS"]).unwrap().denied(), Lockdown::DEFAULT_DENIED.union(more));
+        assert_eq!(Lockdown::replacing(["execve", "DELETE_RESULTS"]).unwrap().denied(), more);
+        assert_eq!(Lockdown::replacing([]).unwrap(), Lockdown::default());
         assert_eq!(Lockdown::new([]).unwrap(), Lockdown::default());
     }
 
