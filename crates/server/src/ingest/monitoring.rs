@@ -29,9 +29,11 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// Whether a message was seen. One that is no newer than the newest and does not continue the rows is an old one that somebody replays.
+    /// Whether a message was seen. One that is no newer than the newest and does not continue the rows is an old one that somebody replays. A message
+    /// without a time of its own, which peers in use do not send, is known by its content alone.
     fn knows(&self, start: u64, timestamp: u64, print: u64) -> bool {
-        self.recent.contains(&print) || (timestamp <= self.newest && start != self.next_row && !self.recent.is_empty())
+        let old = timestamp != 0 && timestamp <= self.newest && start != self.next_row;
+        self.recent.contains(&print) || (old && !self.recent.is_empty())
     }
 
     fn advance(&mut self, start: u64, count: u64, timestamp: u64, print: u64) {
@@ -165,6 +167,7 @@ mod tests {
         assert!(!cursor.knows(0, 200, 3), "the agent started anew");
         cursor.advance(0, 1, 200, 3);
         assert!(cursor.knows(5, 90, 9), "an old packet whose fingerprint is forgotten");
+        assert!(!cursor.knows(0, 0, 9), "other rows without a time");
         for print in 10..10 + REMEMBERED as u64 * 2 {
             cursor.advance(0, 1, print * 100, print);
         }

@@ -1,5 +1,6 @@
 //! A server over a store in memory, and agents that follow a script: they speak the real envelope.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -95,6 +96,43 @@ pub(crate) struct Bench {
     pub(crate) audit: Arc<FlakyAudit>,
     pub(crate) clock: Arc<TestClock>,
     signing: String,
+    facts: Facts,
+}
+
+/// What identifies a deployment.
+#[derive(Clone)]
+struct Facts {
+    key: RsaPrivateKey,
+    certificate: String,
+    nonce: String,
+    other: (OrgId, String),
+    obfuscation: String,
+}
+
+impl Facts {
+    fn made_up() -> Self {
+        Self {
+            key: KEYS[0].clone(),
+            certificate: "a certificate".into(),
+            nonce: NONCE.into(),
+            other: ("O123".parse().unwrap(), OTHER_NONCE.into()),
+            obfuscation: OBFUSCATION.into(),
+        }
+    }
+
+    /// Those of the recorded deployment in `folder`.
+    fn recorded(folder: &Path) -> Self {
+        let text = |name: &str| std::fs::read_to_string(folder.join("keys").join(name)).unwrap();
+        let keys: serde_json::Value = serde_json::from_str(&text("keys.json")).unwrap();
+        let field = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        Self {
+            key: RsaPrivateKey::from_pem(&text("server.key.pem")).unwrap(),
+            certificate: text("server.cert.pem"),
+            nonce: field(&keys["root_nonce"]),
+            other: (field(&keys["orgs"][1]["id"]).parse().unwrap(), field(&keys["orgs"][1]["nonce"])),
+            obfuscation: field(&keys["obfuscation_nonce"]),
+        }
+    }
 }
 
 /// How a post ended for the agent.
@@ -109,11 +147,20 @@ pub(crate) enum Answer {
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        Self::of(Facts::made_up())
+    }
+
+    /// The deployment whose traffic was recorded in `folder`.
+    pub(crate) fn recorded(folder: &Path) -> Self {
+        Self::of(Facts::recorded(folder))
+    }
+
+    fn of(facts: Facts) -> Self {
         let signing = SigningKey::generate("test/audit", &SystemRng).unwrap().to_note_form().to_string();
         let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000_000_000)));
         let (engine, audit) = (Arc::new(Flaky::default()), Arc::new(FlakyAudit::default()));
-        let server = open(&engine, &audit, &clock, &signing);
-        let bench = Self { server, engine, audit, clock, signing };
+        let server = open(&engine, &audit, &clock, &signing, &facts);
+        let bench = Self { server, engine, audit, clock, signing, facts };
         bench.add_artifacts();
         bench
     }
@@ -121,7 +168,7 @@ impl Bench {
     /// The same deployment after a restart.
     pub(crate) fn restarted(self) -> Self {
         drop(self.server);
-        let server = open(&self.engine, &self.audit, &self.clock, &self.signing);
+        let server = open(&self.engine, &self.audit, &self.clock, &self.signing, &self.facts);
         Self { server, ..self }
     }
 
@@ -209,9 +256,15 @@ impl Bench {
     }
 
     pub(crate) fn agent_of(&self, key: usize, nonce: &str) -> Agent {
-        let codec = AgentCodec::new(KEYS[key].clone(), nonce, Limits::default(), SystemRng);
-        let session = codec.session(SERVER_NAME, KEYS[0].public()).unwrap();
-        Agent { server: self.server.clone(), clock: self.clock.clone(), names: Obfuscator::new(OBFUSCATION), codec, session }
+        self.agent_with(KEYS[key].clone(), nonce)
+    }
+
+    /// An agent with this key, and a new session.
+    pub(crate) fn agent_with(&self, key: RsaPrivateKey, nonce: &str) -> Agent {
+        let codec = AgentCodec::new(key, nonce, Limits::default(), SystemRng);
+        let session = codec.session(SERVER_NAME, self.facts.key.public()).unwrap();
+        let names = Obfuscator::new(&self.facts.obfuscation);
+        Agent { server: self.server.clone(), clock: self.clock.clone(), names, codec, session }
     }
 
     /// An agent that has enrolled and has been given its interrogation.
@@ -234,18 +287,18 @@ pub(crate) fn request(agent: &Agent, artifact: &str) -> ArtifactCollectorArgs {
     ArtifactCollectorArgs { client_id: agent.id().to_string(), artifacts: vec![artifact.to_owned()], ..ArtifactCollectorArgs::default() }
 }
 
-fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, signing: &str) -> Arc<Server> {
-    let mut settings = Settings::new(SERVER_NAME.parse().unwrap(), NONCE);
-    settings.obfuscation_nonce = OBFUSCATION.into();
+fn open(engine: &Arc<Flaky>, audit: &Arc<FlakyAudit>, clock: &Arc<TestClock>, signing: &str, facts: &Facts) -> Arc<Server> {
+    let mut settings = Settings::new(SERVER_NAME.parse().unwrap(), facts.nonce.as_str());
+    settings.obfuscation_nonce = facts.obfuscation.clone();
     settings.initial_orgs =
-        vec![talon_server::InitialOrg { id: Some("O123".parse().unwrap()), name: "Other".into(), nonce: OTHER_NONCE.into() }];
+        vec![talon_server::InitialOrg { id: Some(facts.other.0.clone()), name: "Other".into(), nonce: facts.other.1.clone() }];
     let log = Log::open(audit.clone() as Arc<dyn Storage>, SigningKey::parse(signing).unwrap(), Arc::new(SystemRng)).unwrap();
     Arc::new(
         Server::open(ServerOptions {
             settings,
-            certificate_pem: "a certificate".into(),
+            certificate_pem: facts.certificate.clone(),
             certificate_name: SERVER_NAME.into(),
-            key: KEYS[0].clone(),
+            key: facts.key.clone(),
             engine: engine.clone(),
             audit: Arc::new(log),
             restriction: Arc::new(Unrestricted),
@@ -283,8 +336,16 @@ impl Agent {
     }
 
     pub(crate) fn seal(&self, messages: &[VeloMessage]) -> Bytes {
-        let lists = messages.iter().map(MessageList::from);
-        self.session.seal(UnixMicros(self.clock.now_us()), &Blobs::compressed(lists).unwrap()).unwrap()
+        self.seal_blobs(&Blobs::compressed(messages.iter().map(MessageList::from)).unwrap())
+    }
+
+    pub(crate) fn seal_blobs(&self, blobs: &Blobs) -> Bytes {
+        self.session.seal(UnixMicros(self.clock.now_us()), blobs).unwrap()
+    }
+
+    /// What an answer is, `None` when it is no envelope.
+    pub(crate) fn try_open(&self, body: Bytes) -> Option<Reply> {
+        self.session.open(body).ok()
     }
 
     /// Posts a packet as it is.

@@ -5,5 +5,8 @@
 mod bench;
 mod collections;
 mod enrolment;
+mod front;
 mod hostile;
 mod monitoring;
+mod recorded;
+mod recorded_sockets;
