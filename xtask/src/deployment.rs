@@ -59,13 +59,22 @@ impl Programs {
 pub(crate) enum Scheme {
     Http,
     Https,
+    Ws,
+    Wss,
 }
 
 impl Scheme {
+    /// Whether there is no TLS.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(self, Self::Http | Self::Ws)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
         }
     }
 }
@@ -114,7 +123,7 @@ impl Deployment {
                 "max_poll": 4,
                 "max_poll_std": 1,
             },
-            "Frontend": { "hostname": "localhost", "bind_address": "127.0.0.1", "bind_port": frontend, "use_plain_http": scheme == Scheme::Http },
+            "Frontend": { "hostname": "localhost", "bind_address": "127.0.0.1", "bind_port": frontend, "use_plain_http": scheme.is_plain() },
             "API": { "bind_address": "127.0.0.1", "bind_port": api },
             "GUI": { "bind_address": "127.0.0.1", "bind_port": gui },
             "Monitoring": { "bind_address": "127.0.0.1", "bind_port": monitoring },

@@ -1,7 +1,9 @@
 //! End-to-end cases: the real programs, as administrators, agents and attackers use them.
 
 mod cli;
+mod half_open;
 mod main_job;
+mod misdeeds;
 mod peers;
 mod python_api;
 mod restarts;
@@ -23,7 +25,8 @@ pub(crate) enum Outcome {
 /// One case: a sentence that says what holds, and the check.
 type Case = (&'static str, fn(&Stage) -> Result<Outcome>);
 
-const CASES: &[&[Case]] = &[main_job::CASES, cli::CASES, restarts::CASES, peers::CASES, python_api::CASES];
+const CASES: &[&[Case]] =
+    &[main_job::CASES, cli::CASES, restarts::CASES, peers::CASES, misdeeds::CASES, half_open::CASES, python_api::CASES];
 
 /// What the command line says.
 #[derive(Default)]
@@ -44,6 +47,11 @@ impl Stage {
     /// A deployment in this case's folder.
     pub(crate) fn deployment(&self, scheme: Scheme) -> Result<Deployment> {
         Deployment::create(&self.programs, &self.folder.path().join("deployment"), scheme)
+    }
+
+    /// One of several deployments in this case's folder.
+    pub(crate) fn deployment_in(&self, name: &str, scheme: Scheme) -> Result<Deployment> {
+        Deployment::create(&self.programs, &self.folder.path().join(name), scheme)
     }
 
     /// This case's folder.

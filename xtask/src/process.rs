@@ -56,6 +56,11 @@ impl Process {
         &self.name
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The line that said it was ready.
     pub(crate) fn ready_line(&self) -> &str {
         &self.ready_line
