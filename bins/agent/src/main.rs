@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use talon_client::{Agent, AgentSettings, ClientError};
 use talon_config::{ClientConfig, EXIT_UNUSABLE, Loader};
+use talon_endpoint_vql::NetworkSettings;
 use talon_transport::HttpLink;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -65,8 +66,10 @@ fn log(verbose: bool) {
 async fn run(config: &ClientConfig) -> Result<()> {
     talon_transport::install_crypto_provider()?;
     let ended = end_on_signals()?;
-    let link = HttpLink::new(&link::settings(config).context(Unusable)?).context(Unusable)?;
-    let settings = AgentSettings::new(config, &|name| std::env::var(name).ok())?;
+    let ways = link::settings(config).context(Unusable)?;
+    let link = HttpLink::new(&ways).context(Unusable)?;
+    let mut settings = AgentSettings::new(config, &|name| std::env::var(name).ok())?;
+    settings.network = NetworkSettings { proxy: ways.proxy, root_certs: ways.root_certs };
     let agent = tokio::task::block_in_place(|| Agent::open(settings, Arc::new(link)))?;
     announce(&format!("talon-agent is ready: {}", agent.client_id()))?;
     Ok(agent.run(ended.cancelled_owned()).await?)

@@ -43,7 +43,8 @@ impl Agent {
         let config = Dict::new().with("labels", settings.labels.clone()).with("version", Value::from(version));
         let policy = EndpointPolicy { prevent_execve: settings.prevent_execve };
         let engine = VqlEngine::new(&settings.server_name, policy, settings.denied, config.into());
-        let engine = Arc::new(engine.map_err(|error| ClientError::Configuration(error.to_string()))?);
+        let engine = engine.map_err(|error| ClientError::Configuration(error.to_string()))?.with_network(settings.network.clone());
+        let engine = Arc::new(engine);
         let facts_of = Arc::clone(&engine);
         let labels = settings.labels.clone();
         Self::with_engine(settings, link, engine, move |install_time| host_facts(&facts_of, &labels, install_time))

@@ -6,10 +6,14 @@ use std::time::Duration;
 use talon_acl::{Authority, EndpointPolicy};
 use talon_artifacts::{Repository, Resolver};
 use talon_crypto::{Rng as _, SystemRng};
-use talon_endpoint_vql::{AgentFacts, SystemClock, UploadRequest, Uploaded, Uploader, Uploads, with_authority};
+use talon_endpoint_vql::{
+    AgentFacts, NetworkSettings, ShellSessions, SystemClock, UploadRequest, Uploaded, Uploader, Uploads, with_authority,
+};
 use talon_ids::{Permission, Permissions};
 use talon_proto::VqlRequest;
-use talon_vql::{Budget, CallError, CancelToken, Dict, Environment, LogSink, Query, Random, Registry, Scope, Value, parse, run};
+use talon_vql::{
+    Budget, CallError, CancelToken, Dict, Environment, LogSink, ProcessTracker, Query, Random, Registry, Scope, Value, parse, run,
+};
 
 use crate::query::{Action, Engine, Sink};
 use crate::throttle::ThrottledClock;
@@ -20,6 +24,10 @@ pub struct VqlEngine {
     authority: Arc<Authority>,
     config: Value,
     facts: Arc<AgentFacts>,
+    network: Arc<NetworkSettings>,
+    /// What queries of this host share: an event query keeps the tracker up to date that collections ask.
+    tracker: Arc<ProcessTracker>,
+    shells: Arc<ShellSessions>,
 }
 
 /// Randomness of the operating system for queries.
@@ -61,7 +69,21 @@ impl VqlEngine {
         let authority =
             if denied.is_empty() { authority } else { authority.reduced_to(Permissions::of(Permission::ALL).difference(denied)) };
         let facts = AgentFacts { started: talon_vql::Clock::now(&SystemClock::new()) };
-        Ok(Self { registry: Arc::new(talon_endpoint_vql::registry()), authority: Arc::new(authority), config, facts: Arc::new(facts) })
+        Ok(Self {
+            registry: Arc::new(talon_endpoint_vql::registry()),
+            authority: Arc::new(authority),
+            config,
+            facts: Arc::new(facts),
+            network: Arc::default(),
+            tracker: Arc::default(),
+            shells: Arc::default(),
+        })
+    }
+
+    /// The same engine, whose queries reach web servers as `network` says.
+    #[must_use]
+    pub fn with_network(self, network: NetworkSettings) -> Self {
+        Self { network: Arc::new(network), ..self }
     }
 
     /// The first row of a query of the agent itself.
@@ -77,6 +99,9 @@ impl VqlEngine {
             .clock(Arc::new(SystemClock::new()))
             .random(Arc::new(SystemRandom))
             .extension(Arc::clone(&self.facts))
+            .extension(Arc::clone(&self.network))
+            .extension(Arc::clone(&self.tracker))
+            .extension(Arc::clone(&self.shells))
             .variable("config", self.config.clone())
             .cancel(cancel)
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use talon_config::{ClientConfig, WritebackPaths};
+use talon_endpoint_vql::NetworkSettings;
 use talon_ids::Permissions;
 use talon_pki::TrustBundle;
 use talon_transport::ServerUrl;
@@ -44,6 +45,8 @@ pub struct AgentSettings {
     pub prevent_execve: bool,
     /// What no query may do on this host.
     pub denied: Permissions,
+    /// Proxies and authorities for queries that ask web servers; those of the environment and the system unless the program sets others.
+    pub network: NetworkSettings,
 }
 
 impl AgentSettings {
@@ -95,6 +98,7 @@ impl AgentSettings {
             labels: client.labels.clone(),
             prevent_execve: client.prevent_execve,
             denied: config.denied_permissions(),
+            network: NetworkSettings::default(),
         })
     }
 }

@@ -16,6 +16,11 @@ pub(crate) fn register(registry: &mut Registry) {
                         Arg::required("path", ArgType::Path, "The file."),
                         Arg::optional("accessor", ArgType::String, "The accessor that reads it."),
                         Arg::optional("hashselect", ArgType::Strings, "Which of MD5, SHA1, SHA256; all unless given."),
+                        Arg::optional(
+                            "max_size",
+                            ArgType::UInt,
+                            "Larger files have no digests; the variable HASH_MAX_SIZE says so for all.",
+                        ),
                     ]
                 },
             )
@@ -34,8 +39,10 @@ fn hash(call: Call) -> Result<Value, CallError> {
         return Err(CallError::failed(format!("unknown hash {unknown}; hashselect takes MD5, SHA1 and SHA256")));
     }
     let wants = |name: &str| selected.is_empty() || selected.iter().any(|selected| selected.eq_ignore_ascii_case(name));
-    let limit = scope.variable("HASH_MAX_SIZE").and_then(|value| value.as_int()).and_then(|limit| u64::try_from(limit).ok());
-    let mut reader = accessor.open(scope, &path)?.take(limit.unwrap_or(u64::MAX));
+    let stated = || scope.variable("HASH_MAX_SIZE").and_then(|value| value.as_int()).and_then(|limit| u64::try_from(limit).ok());
+    let limit = call.opt_uint("max_size").filter(|limit| *limit > 0).or_else(stated).unwrap_or(u64::MAX);
+    let mut reader = accessor.open(scope, &path)?;
+    let mut size = 0_u64;
     let (mut md5, mut sha1, mut sha256) =
         (wants("MD5").then(md5::Md5::new), wants("SHA1").then(sha1::Sha1::new), wants("SHA256").then(talon_crypto::Sha256::new));
     let mut buffer = vec![0; 1 << 16];
@@ -45,6 +52,12 @@ fn hash(call: Call) -> Result<Value, CallError> {
         }
         let got = reader.read(&mut buffer)?;
         let Some(piece) = buffer.get(..got).filter(|piece| !piece.is_empty()) else { break };
+        size = size.saturating_add(piece.len() as u64);
+        if size > limit {
+            return Err(CallError::failed(format!(
+                "{path} is longer than {limit} bytes; max_size or HASH_MAX_SIZE would have to be larger"
+            )));
+        }
         if let Some(digest) = &mut md5 {
             digest.update(piece);
         }
@@ -94,6 +107,13 @@ mod tests {
             value("SELECT hash(path='abc', accessor='data', hashselect='md5') AS H FROM scope()"),
             r#"{"MD5":"900150983cd24fb0d6963f7d28e17f72"}"#
         );
+    }
+
+    #[test]
+    fn what_is_too_long_has_no_digest() {
+        assert_eq!(value("SELECT hash(path='abc', accessor='data', max_size=2) AS H FROM scope()"), "null");
+        let shown = value("SELECT hash(path='abc', accessor='data', max_size=3, hashselect='MD5') AS H FROM scope()");
+        assert_eq!(shown, r#"{"MD5":"900150983cd24fb0d6963f7d28e17f72"}"#);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use talon_acl::{MachineState, Permit};
+use talon_acl::{Execute, MachineState, Permit};
 use talon_ids::Permission;
 use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Rows, Signature, Time, Value};
 
@@ -17,9 +17,24 @@ pub(crate) fn register(registry: &mut Registry) {
             .permissions(&[Permission::MachineState]),
         pslist,
     );
+    registry.function(
+        Signature::function("pskill", "Ends a process of this machine at once.")
+            .args(const { &[Arg::required("pid", ArgType::Int, "The process.")] })
+            .permissions(&[Permission::Execve]),
+        pskill,
+    );
     registry.function(Signature::function("getpid", "The process id of this program.").permissions(&[Permission::MachineState]), |_| {
         Ok(i64::from(std::process::id()).into())
     });
+}
+
+fn pskill(call: Call) -> Result<Value, CallError> {
+    let permit: Permit<Execute> = permit(call.scope())?;
+    let pid = i32::try_from(call.int("pid")).ok().filter(|pid| *pid > 1);
+    let pid = pid.filter(|pid| u32::try_from(*pid) != Ok(std::process::id()));
+    let pid = pid.ok_or("pid must be that of a process other than the first one and this program")?;
+    host::kill(&permit, pid).map_err(|error| CallError::failed(format!("{pid}: {error}")))?;
+    Ok(true.into())
 }
 
 fn pslist(call: Call) -> Result<Rows, CallError> {
@@ -176,6 +191,24 @@ mod tests {
         assert_eq!(lower.get("P").and_then(Value::as_int), row.get("Pid").and_then(Value::as_int), "columns are found in any case");
         let columns: Vec<&str> = row.keys().map(|key| key.as_str()).collect();
         assert_eq!(columns, ["Pid", "Name", "Ppid", "CommandLine", "CreateTime", "Times", "Exe", "Cwd", "Username", "MemoryInfo"]);
+    }
+
+    #[test]
+    fn processes_are_ended_where_that_is_allowed() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let end = |policy: EndpointPolicy, pid: i64| {
+            let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse().unwrap(), policy));
+            let scope = crate::with_authority(Environment::new(Arc::new(crate::registry())), authority).open();
+            let row = Query::new(&scope, &parse_statement(&format!("SELECT pskill(pid={pid}) AS X FROM scope()")).unwrap()).next().unwrap();
+            row.get("X").cloned().unwrap()
+        };
+        let pid = i64::from(child.id());
+        assert!(end(EndpointPolicy { prevent_execve: true }, pid).is_null() && child.try_wait().unwrap().is_none());
+        for refused in [i64::from(std::process::id()), 1, 0, -1, i64::MAX] {
+            assert!(end(EndpointPolicy::default(), refused).is_null(), "{refused}");
+        }
+        assert!(matches!(end(EndpointPolicy::default(), pid), Value::Bool(true)));
+        assert!(!child.wait().unwrap().success());
     }
 
     #[test]

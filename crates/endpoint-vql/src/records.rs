@@ -30,7 +30,7 @@ pub(crate) fn register(registry: &mut Registry) {
                     &[
                         Arg::required("filenames", ArgType::Paths, "The files."),
                         Arg::optional("accessor", ArgType::String, "The accessor that reads them."),
-                        Arg::required("regex", ArgType::String, "What separates columns."),
+                        Arg::optional("regex", ArgType::String, "What separates columns; each record is one unless given."),
                         Arg::optional("columns", ArgType::Strings, "The names of the columns."),
                         Arg::optional("first_row_is_headers", ArgType::Bool, "The first line names the columns."),
                         Arg::optional("count", ArgType::Int, "At most this many columns."),
@@ -160,7 +160,10 @@ fn parse_lines(call: Call) -> Result<Rows, CallError> {
 fn split_records(call: Call) -> Result<Rows, CallError> {
     let longest = longest(&call, MAX_LINE);
     let scope = call.scope().clone();
-    let separator = call.text("regex").and_then(|pattern| scope.regex(&pattern)).ok_or(CallError::Silent)?;
+    let separator = match call.text("regex").filter(|pattern| !pattern.is_empty()) {
+        None => None,
+        Some(pattern) => Some(scope.regex(&pattern).ok_or(CallError::Silent)?),
+    };
     let record = match call.text("record_regex").filter(|pattern| !pattern.is_empty()) {
         None => None,
         Some(pattern) => Some(scope.regex(&pattern).ok_or(CallError::Silent)?),
@@ -201,7 +204,7 @@ fn split_records(call: Call) -> Result<Rows, CallError> {
                     continue;
                 }
             };
-            let mut cells = separator.split(&line);
+            let mut cells = separator.as_ref().map_or_else(|| vec![Text::from(line.clone())], |separator| separator.split(&line));
             if let Some(count) = count {
                 cells.truncate(count);
             }

@@ -31,6 +31,7 @@ mod throttle;
 mod tls;
 mod url;
 mod verify;
+mod web;
 mod websocket;
 
 pub use endpoint::{
@@ -45,3 +46,4 @@ pub use routes::{Access, Action, AuditClass, BodyLimit, ROUTES, Route};
 pub use settings::{FrontendLimits, FrontendSettings, LinkSettings, ProxySettings, ServerTls, VerificationMode};
 pub use tls::{crypto_provider, install_crypto_provider};
 pub use url::{Scheme, ServerUrl};
+pub use web::{WebAnswer, WebBody, WebClient, WebRequest, WebTrust};

@@ -11,9 +11,7 @@ mod log;
 mod changes;
 mod tracker;
 mod reference;
-mod pipe;
 pub(crate) mod mock;
-mod feed;
 mod objects;
 mod paths;
 mod streams;
@@ -24,10 +22,8 @@ mod times;
 use crate::registry::Registry;
 
 pub use cache::{CacheFile, CacheFiles, CacheStorage};
-pub use feed::LogFeed;
 pub use mock::ArtifactName;
 pub(crate) use mock::{Mock, Mocks, Target};
-pub use pipe::{Pipe, named as named_pipe};
 pub use tracker::ProcessTracker;
 
 /// Cells of CSV files, as stock peers write them.
@@ -59,9 +55,7 @@ pub(crate) fn register(registry: &mut Registry) {
     changes::register(registry);
     tracker::register(registry);
     reference::register(registry);
-    pipe::register(registry);
     mock::register(registry);
-    feed::register(registry);
     objects::register(registry);
     paths::register(registry);
     streams::register(registry);

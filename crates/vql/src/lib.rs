@@ -56,7 +56,7 @@ pub mod verbs;
 
 pub use arguments::{moment, parse_zone, text as to_text};
 pub use budget::Budget;
-pub use builtins::{ArtifactName, CacheFile, CacheFiles, CacheStorage, LogFeed, Pipe, ProcessTracker, csv, named_pipe};
+pub use builtins::{ArtifactName, CacheFile, CacheFiles, CacheStorage, ProcessTracker, csv};
 pub use call::Call;
 pub use cancel::{CancelToken, StopReason};
 pub use dict::{Dict, Key};

@@ -449,7 +449,8 @@ pub(crate) fn rows_of(value: Value, scope: &Scope) -> Rows {
                 Some(Ok(item))
             })
         }
-        other @ (Value::Dict(_) | Value::Object(_) | Value::Time(_)) => Rows::one(other),
+        Value::Object(object) => object.rows(scope).unwrap_or_else(|| Rows::one(Value::Object(object.clone()))),
+        other @ (Value::Dict(_) | Value::Time(_)) => Rows::one(other),
         other => Rows::one(rows::as_row(other)),
     }
 }

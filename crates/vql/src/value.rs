@@ -10,7 +10,7 @@ use crate::dict::{Dict, Key};
 use crate::lambda::Lambda;
 use crate::lazy::Lazy;
 use crate::path::OsPath;
-use crate::rows::StoredQuery;
+use crate::rows::{Rows, StoredQuery};
 use crate::scope::Scope;
 use crate::time::Time;
 
@@ -69,6 +69,11 @@ pub trait Object: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The column `name` when the object stands for a row: a member that is one of [`Object::member_names`], unless said otherwise.
+    fn column(&self, name: &str) -> Option<Value> {
+        self.member_names().iter().any(|known| known == name).then(|| self.member(name)).flatten()
+    }
+
     /// What results show. NULL unless said otherwise: objects must not leak.
     fn to_value(&self) -> Value {
         Value::Null
@@ -77,6 +82,12 @@ pub trait Object: Send + Sync + 'static {
     /// How the object compares with `other`; `None` when it does not.
     fn compare(&self, other: &Value) -> Option<std::cmp::Ordering> {
         let _ = other;
+        None
+    }
+
+    /// The rows of an object that stands for some: what `FROM` it gives.
+    fn rows(&self, scope: &Scope) -> Option<Rows> {
+        let _ = scope;
         None
     }
 

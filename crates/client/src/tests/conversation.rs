@@ -164,6 +164,7 @@ fn settings(server: &Server, folder: &std::path::Path) -> AgentSettings {
         labels: Vec::new(),
         prevent_execve: false,
         denied: talon_ids::Permissions::NONE,
+        network: talon_endpoint_vql::NetworkSettings::default(),
     }
 }
 

@@ -47,9 +47,9 @@ mod tests {
         let log = Arc::new(MemoryLog::default());
         let scope = Environment::new(Arc::new(Registry::core())).variable("config", Value::Null).log(log.clone()).open();
         let statement =
-            crate::parse_statement("SELECT name, type, args.name AS args, permissions FROM help() WHERE name = 'logging'").unwrap();
+            crate::parse_statement("SELECT name, type, args.name AS args, permissions FROM help() WHERE name = 'diff'").unwrap();
         let rows: Vec<String> = Query::new(&scope, &statement).map(|row| json::encode(&row.into())).collect();
-        assert_eq!(rows, [r#"{"name":"logging","type":"Plugin","args":["component","prelog"],"permissions":["SERVER_ADMIN"]}"#]);
+        assert_eq!(rows, [r#"{"name":"diff","type":"Plugin","args":["query","key","period"],"permissions":[]}"#]);
         Query::new(&scope, &crate::parse_statement("LET _ <= trace()").unwrap()).for_each(drop);
         assert!(log.take().iter().any(|line| line.starts_with("DEBUG:trace: Current Scope is [NULL], [config]")));
     }

@@ -561,7 +561,7 @@ fn updates(call: Call) -> Result<Rows, CallError> {
 }
 
 /// What arrives, until nobody sends any more or the query must stop.
-pub(super) fn listen(receiver: Receiver<Value>, scope: Scope) -> Rows {
+fn listen(receiver: Receiver<Value>, scope: Scope) -> Rows {
     const LOOK: Duration = Duration::from_millis(100);
     Rows::from_fn(move || {
         loop {

@@ -1,21 +1,13 @@
 //! `logging()`: what the program that runs the query writes to its log, as it writes it.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use talon_acl::Authority;
 use talon_ids::Permission;
-
-use super::tracker::listen;
-use crate::args;
-use crate::call::Call;
-use crate::dict::Dict;
-use crate::error::CallError;
-use crate::registry::Registry;
-use crate::rows::Rows;
-use crate::signature::{Arg, ArgType, Signature};
-use crate::time::Time;
-use crate::value::Value;
+use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Rows, Scope, Signature, Time, Value};
 
 /// How many lines are kept for those who come later.
 const KEPT: usize = 1000;
@@ -56,13 +48,17 @@ impl LogFeed {
     }
 }
 
-pub(super) fn register(registry: &mut Registry) {
+pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
         Signature::plugin("logging", "The log of this program, line by line as it is written.")
-            .args(args![
-                Arg::optional("component", ArgType::Strings, "Only what these parts of the program write."),
-                Arg::optional("prelog", ArgType::Bool, "The last lines so far come first."),
-            ])
+            .args(
+                const {
+                    &[
+                        Arg::optional("component", ArgType::Strings, "Only what these parts of the program write."),
+                        Arg::optional("prelog", ArgType::Bool, "The last lines so far come first."),
+                    ]
+                },
+            )
             .permissions(&[Permission::ServerAdmin])
             .version(2),
         logging,
@@ -71,6 +67,10 @@ pub(super) fn register(registry: &mut Registry) {
 
 fn logging(call: Call) -> Result<Rows, CallError> {
     let scope = call.scope().clone();
+    let org_is_root = scope.extension::<Authority>().is_some_and(|authority| authority.org().is_root());
+    if !org_is_root {
+        return Err("the log of this program is for the root organisation only".into());
+    }
     let feed: Arc<LogFeed> = scope.extension().ok_or("the log of this program cannot be read by queries")?;
     let (sender, receiver) = sync_channel(WAITING);
     let before = {
@@ -90,19 +90,37 @@ fn logging(call: Call) -> Result<Rows, CallError> {
     Ok(Rows::try_of(all.filter(move |row| row.as_ref().map_or(true, &wanted))))
 }
 
+/// What arrives, until nobody sends any more or the query must stop.
+fn listen(receiver: Receiver<Value>, scope: Scope) -> impl Iterator<Item = Result<Value, CallError>> {
+    const LOOK: Duration = Duration::from_millis(100);
+    std::iter::from_fn(move || {
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(row) => return Some(Ok(row)),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if scope.sleep(Duration::ZERO) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use talon_acl::EndpointPolicy;
+    use talon_vql::{Environment, MemoryLog, Query, json, parse_statement};
+
     use super::*;
-    use crate::{AllowAll, Environment, MemoryLog, Query, json};
 
     #[test]
     fn lines_come_as_they_are_written_to_those_who_may_read_them() {
         let feed = Arc::new(LogFeed::default());
         feed.publish(Time::EPOCH, "GUI", "INFO", "before");
         let log = Arc::new(MemoryLog::default());
-        let environment = Environment::new(Arc::new(Registry::core())).extension(feed.clone()).log(log.clone());
-        let statement = crate::parse_statement("SELECT Level, Msg FROM logging(component='gui', prelog=TRUE) LIMIT 2").unwrap();
-        let scope = environment.clone().guard(Arc::new(AllowAll)).open();
+        let environment = Environment::new(Arc::new(crate::registry())).extension(feed.clone()).log(log.clone());
+        let statement = parse_statement("SELECT Level, Msg FROM logging(component='gui', prelog=TRUE) LIMIT 2").unwrap();
+        let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse().unwrap(), EndpointPolicy::default()));
+        let scope = crate::with_authority(environment.clone(), authority).open();
         let mut query = Query::new(&scope, &statement);
         assert_eq!(query.next().map(|row| json::encode(&row.into())).unwrap(), r#"{"Level":"INFO","Msg":"before"}"#);
         feed.publish(Time::EPOCH, "Client", "INFO", "other");
