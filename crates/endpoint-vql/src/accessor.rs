@@ -1,13 +1,24 @@
 //! Accessors: ways to reach something that looks like files. A path is read by the accessor that the query names.
 
+mod collector;
+#[cfg(test)]
+mod composition;
+mod compound;
+mod compressed;
 mod data;
+mod delegate;
 mod disk;
+mod layered;
+mod mapped;
+mod memory;
+mod piped;
 mod sparse;
 mod variable;
+mod zip;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use talon_ids::Permissions;
 use talon_vql::{CallError, Dict, OsPath, PathFlavour, Scope, Time, Value};
@@ -21,6 +32,21 @@ pub trait FileReader: Read + Seek + Send {
     /// The ranges of a file that may have holes; `None` for files that have none.
     fn ranges(&self) -> Option<Vec<Range>> {
         None
+    }
+
+    /// Whether going back means reading from the start again.
+    fn is_stream(&self) -> bool {
+        false
+    }
+}
+
+impl FileReader for Box<dyn FileReader> {
+    fn ranges(&self) -> Option<Vec<Range>> {
+        (**self).ranges()
+    }
+
+    fn is_stream(&self) -> bool {
+        (**self).is_stream()
     }
 }
 
@@ -124,6 +150,22 @@ pub trait Accessor: Send + Sync {
 #[derive(Clone)]
 pub struct Accessors(BTreeMap<String, Arc<dyn Accessor>>);
 
+/// Accessors that are known by name only, by the reason.
+const ABSENT: &[(&str, &[&str])] = &[
+    ("not on this platform", &["file_links", "lazy_ntfs", "ntfs", "ntfs_vss", "reg", "registry", "winpmem"]),
+    (
+        "no maintained reader of this format may be linked in",
+        &["ewf", "ext4", "fat", "mft", "pst", "raw_ext4", "raw_ntfs", "raw_reg", "vhdx", "vmdk"],
+    ),
+    ("this build has no client for that service", &["s3", "smb", "ssh"]),
+    ("only the server has this accessor", &["vfs"]),
+];
+
+/// The accessors of this crate, for queries whose host program sets none.
+static BUILT_IN: LazyLock<Arc<Accessors>> = LazyLock::new(Arc::default);
+
+pub(crate) use piped::register;
+
 impl Default for Accessors {
     fn default() -> Self {
         let mut accessors = Self(BTreeMap::new());
@@ -132,6 +174,26 @@ impl Default for Accessors {
         accessors.add("data", data::Data);
         accessors.add("scope", variable::Variable);
         accessors.add("sparse", sparse::Sparse);
+        accessors.add("ranged", mapped::Ranged);
+        accessors.add("offset", mapped::Offset);
+        accessors.add("gzip", compressed::Compressed::Gzip);
+        accessors.add("bzip2", compressed::Compressed::Bzip2);
+        accessors.add("zip", zip::Zip::Plain);
+        accessors.add("zip_nocase", zip::Zip::NoCase);
+        accessors.add("me", zip::Zip::Own);
+        accessors.add("collector", collector::Collector { expand: true });
+        accessors.add("collector_sparse", collector::Collector { expand: false });
+        accessors.add("mscfb", compound::Compound);
+        accessors.add("overlay", layered::Overlay);
+        accessors.add("file_nocase", layered::NoCase);
+        accessors.add("raw_file", layered::Raw);
+        accessors.add("pipe", piped::Piped);
+        accessors.add("process", memory::Memory);
+        for (reason, names) in ABSENT {
+            for name in *names {
+                accessors.add(name, layered::Absent(name, reason));
+            }
+        }
         accessors
     }
 }
@@ -159,6 +221,12 @@ impl Accessors {
         Ok(self)
     }
 
+    /// What an accessor needs; nothing for one that is not there.
+    #[must_use]
+    pub fn permissions(&self, name: &str) -> Permissions {
+        self.0.get(name).map(|accessor| accessor.permissions()).unwrap_or_default()
+    }
+
     /// The names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -170,7 +238,7 @@ impl Accessors {
 /// # Errors
 /// `Unknown filesystem accessor X`, or the denial.
 pub fn named(scope: &Scope, name: &str) -> Result<Arc<dyn Accessor>, CallError> {
-    let accessors = scope.extension::<Accessors>().unwrap_or_default();
+    let accessors = scope.extension::<Accessors>().unwrap_or_else(|| BUILT_IN.clone());
     let name = if name.is_empty() { "auto" } else { name };
     let accessor = accessors.0.get(name).ok_or_else(|| CallError::failed(format!("Unknown filesystem accessor {name}")))?;
     scope.check(accessor.permissions()).map_err(|denied| CallError::failed(format!("Accessor {name}: PermissionDenied: {denied}")))?;

@@ -86,6 +86,14 @@ pub(crate) fn read_up_to(mut reader: &mut dyn Read, limit: u64, scope: &Scope) -
     Ok(content)
 }
 
+/// The content of the file that the argument `name` names, read by the accessor of the call.
+pub(crate) fn content_of(call: &Call, name: &str) -> Result<Vec<u8>, CallError> {
+    let scope = call.scope();
+    let accessor = accessor::named(scope, &call.string("accessor"))?;
+    let path = call.path(name).ok_or_else(|| CallError::failed(format!("Field {name} is required")))?;
+    read_up_to(&mut *accessor.open(scope, &path)?, buffer_limit(scope), scope)
+}
+
 fn read_function(call: Call) -> Result<Value, CallError> {
     let scope = call.scope();
     let accessor = accessor::named(scope, &call.string("accessor"))?;

@@ -136,6 +136,18 @@ pub fn set_times(_: &Permit<FilesystemWrite>, file: &File, modified: Option<i64>
     file.set_times(times)
 }
 
+/// Makes a folder that only its owner can enter, unless it is there; a link in its place is refused.
+///
+/// # Errors
+/// As the system says.
+pub fn create_real_dir(permit: &Permit<FilesystemWrite>, path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(io::Error::from(io::ErrorKind::NotADirectory)),
+        Err(_) => create_dir(permit, path),
+    }
+}
+
 /// Removes a file or a folder with all that is in it. Links are removed, not followed.
 ///
 /// # Errors

@@ -103,7 +103,7 @@ fn parse_csv(call: Call) -> Result<Rows, CallError> {
 }
 
 /// A cell as a value: numbers and booleans are recognised; a leading space keeps text that looks like one.
-fn typed(cell: &[u8]) -> Value {
+pub(crate) fn typed(cell: &[u8]) -> Value {
     let Ok(text) = std::str::from_utf8(cell) else { return Value::str(cell) };
     if let Some(protected) = text.strip_prefix(' ') {
         return Value::str(protected);

@@ -51,6 +51,7 @@ mod select;
 mod signature;
 mod stack;
 mod syntax_error;
+mod tokens;
 mod value;
 pub mod verbs;
 
@@ -61,7 +62,7 @@ pub use call::Call;
 pub use cancel::{CancelToken, StopReason};
 pub use dict::{Dict, Key};
 pub use environment::{
-    AllowAll, ArtifactResolver, Clock, Counter, DenyAll, Environment, Extensions, FrozenClock, Guard, Level, LogSink, MemoryLog, NoLog,
+    AllowAll, ArtifactResolver, Clock, Counter, DenyAll, Elsewhere, Environment, Extensions, FrozenClock, Guard, Level, LogSink, MemoryLog, NoLog,
     Random,
 };
 pub use error::{CallError, Denied};
@@ -77,4 +78,5 @@ pub use signature::{Arg, ArgType, Kind, OnError, Signature};
 pub use stack::{QUERY_STACK, spawn as spawn_query_thread};
 pub use syntax_error::{SyntaxError, nearest};
 pub use time::Time;
+pub use tokens::{TextToken, TokenClass, tokens};
 pub use value::{List, MAX_DEPTH, Object, Opaque, Text, Value};

@@ -49,7 +49,7 @@ pub(crate) fn column(row: &Value, name: &str) -> Option<Value> {
     match row {
         Value::Dict(dict) => dict.member(name).cloned(),
         Value::Time(time) => time_member(*time, name),
-        Value::Object(object) => object.member_names().iter().any(|known| known == name).then(|| object.member(name)).flatten(),
+        Value::Object(object) => object.column(name),
         Value::Path(path) => path_member(path, name),
         Value::Null => None,
         other => (name == "_value").then(|| other.clone()),

@@ -28,7 +28,7 @@ impl PathFlavour {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
-            "" | "auto" | "linux" | "file" | "unix" | "posix" => Self::Linux,
+            "" | "auto" | "linux" | "file" | "file_nocase" | "raw_file" | "process" | "unix" | "posix" => Self::Linux,
             "generic" | "data" => Self::Generic,
             "windows" => Self::Windows,
             "ntfs" => Self::Ntfs,

@@ -49,7 +49,7 @@ impl Accessor for Sparse {
 }
 
 /// The part of the path that lists the ranges, as JSON.
-fn path_text(path: &OsPath) -> String {
+pub(super) fn path_text(path: &OsPath) -> String {
     path.as_literal().map_or_else(
         || path.components().iter().map(|part| part.to_str().into_owned()).collect::<Vec<_>>().join("/"),
         |text| text.to_str().into_owned(),
