@@ -55,7 +55,7 @@ impl SigningKey {
     /// [`AuditError::Key`].
     pub fn parse(text: &str) -> Result<Self, AuditError> {
         let fields = text.trim_end().strip_prefix("PRIVATE+KEY+").ok_or(AuditError::Key)?;
-        let (name, id, bytes) = note_key(fields)?;
+        let (name, id, bytes) = note_key(fields, ED25519)?;
         let key = Ed25519PrivateKey::from_seed(&bytes).map_err(|_| AuditError::Key)?;
         let key = Self::new(name, key)?;
         if key.verifier.id == id { Ok(key) } else { Err(AuditError::Key) }
@@ -151,20 +151,20 @@ impl FromStr for VerifierKey {
     type Err = AuditError;
 
     fn from_str(text: &str) -> Result<Self, AuditError> {
-        let (name, id, bytes) = note_key(text.trim_end())?;
+        let (name, id, bytes) = note_key(text.trim_end(), ED25519)?;
         let key = Self::new(name, Ed25519PublicKey::from_bytes(*bytes))?;
         if key.id == id { Ok(key) } else { Err(AuditError::Key) }
     }
 }
 
-/// Splits `<name>+<id>+<key>`.
-fn note_key(text: &str) -> Result<(&str, u32, Zeroizing<[u8; 32]>), AuditError> {
+/// Splits `<name>+<id>+<key>`, whose key is of this algorithm.
+pub(crate) fn note_key(text: &str, algorithm: u8) -> Result<(&str, u32, Zeroizing<[u8; 32]>), AuditError> {
     let (name, rest) = text.split_once('+').ok_or(AuditError::Key)?;
     let (id, key) = rest.split_once('+').ok_or(AuditError::Key)?;
     let id = u32::from_str_radix(id, 16).ok().filter(|_| id.len() == 8).ok_or(AuditError::Key)?;
     let bytes = Zeroizing::new(STANDARD.decode(key).map_err(|_| AuditError::Key)?);
     match bytes.split_first() {
-        Some((&ED25519, key)) => Ok((name, id, Zeroizing::new(key.try_into().map_err(|_| AuditError::Key)?))),
+        Some((&found, key)) if found == algorithm => Ok((name, id, Zeroizing::new(key.try_into().map_err(|_| AuditError::Key)?))),
         _ => Err(AuditError::Key),
     }
 }

@@ -25,6 +25,7 @@
 
 mod key;
 mod layout;
+mod line;
 mod log;
 mod proof;
 mod reader;
@@ -33,15 +34,18 @@ mod state;
 mod storage;
 mod tree;
 mod verify;
+mod witness;
 mod writer;
 
 pub use key::{SigningKey, VerifierKey};
+pub use line::{COMPONENT, component_line, syslog_message};
 pub use log::{Entry, Log, REDACTION, Receipt};
 pub use proof::{Proof, Proved, verify_proof};
 pub use reader::LogReader;
 pub use record::{Details, MAX_DETAILS, Phase, REDACTED, Record};
 pub use storage::{MemoryStorage, Storage, StorageError};
 pub use verify::{Report, verify_log};
+pub use witness::{KeptCheckpoint, WitnessKey, read_checkpoint};
 
 /// Why the audit log refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -57,6 +57,14 @@ pub struct Entry {
     pub redacted: bool,
 }
 
+impl Entry {
+    /// A record with its details, as a log would hold it under this number.
+    #[must_use]
+    pub fn new(index: u64, record: Record) -> Self {
+        Self { index, record, redacted: false }
+    }
+}
+
 /// An append-only log that is open for writing. One process writes; any number may read its storage.
 pub struct Log {
     queue: Mutex<Queue>,

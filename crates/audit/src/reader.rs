@@ -43,6 +43,23 @@ impl LogReader {
         self.load()?.prove(self.storage.as_ref(), index)
     }
 
+    /// The newest checkpoint: a signed note.
+    ///
+    /// # Errors
+    /// When the log cannot be read or is not what was signed.
+    pub fn checkpoint(&self) -> Result<String, AuditError> {
+        Ok(String::from_utf8_lossy(&self.load()?.checkpoint).into_owned())
+    }
+
+    /// Hands out the files of the log as a static log that any tlog-tiles client can follow, the checkpoint last: leaves without the
+    /// details, all of one size.
+    ///
+    /// # Errors
+    /// When the log cannot be read or is not what was signed, and what `take` fails with.
+    pub fn static_files<E: From<AuditError>>(&self, take: &mut impl FnMut(&str, &[u8]) -> Result<(), E>) -> Result<u64, E> {
+        self.load()?.static_files(self.storage.as_ref(), take)
+    }
+
     /// The writer may finish a bundle between two reads, so a failure counts only when it comes twice.
     fn load(&self) -> Result<State, AuditError> {
         State::read(self.storage.as_ref(), &self.verifier).or_else(|_| State::read(self.storage.as_ref(), &self.verifier))

@@ -1,12 +1,12 @@
 //! What of a log is kept in memory, read from its storage and checked against its checkpoint.
 
-use tlog_tiles::{check_record, prove_record, record_hash};
+use tlog_tiles::{HASH_SIZE, check_record, prove_record, record_hash};
 
 use crate::key::Head;
 use crate::layout::{self, CHECKPOINT, WIDTH};
 use crate::log::Entry;
 use crate::record::Sealed;
-use crate::tree::{FullTile, Hashes, Tree};
+use crate::tree::{FullTile, HEIGHT, Hashes, Tree};
 use crate::{AuditError, Proof, Record, Storage, VerifierKey};
 
 /// What of a log is kept in memory.
@@ -124,6 +124,39 @@ impl State {
         Ok(entries)
     }
 
+    /// Every file of a static log of the present size; says how many records that is.
+    pub(crate) fn static_files<E: From<AuditError>>(
+        &self,
+        storage: &dyn Storage,
+        take: &mut impl FnMut(&str, &[u8]) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let size = self.tree.size();
+        for segment in 0..self.segment() {
+            let name = layout::bundle(segment, WIDTH);
+            take(&name, &whole(storage, &name)?)?;
+        }
+        if !self.open.is_empty() {
+            take(&layout::bundle(self.segment(), self.open.len() as u64), &bundle_of(self.open.iter().map(|record| &record.leaf))?)?;
+        }
+        let mut tiles = self.segment();
+        for level in 0..HEIGHT {
+            for n in 0..tiles {
+                let name = layout::tile(level, n, WIDTH);
+                take(&name, &whole(storage, &name)?)?;
+            }
+            tiles /= WIDTH;
+        }
+        for tile in &self.full {
+            take(&tile.name(), &tile.hashes)?;
+        }
+        for (level, n, hashes) in self.tree.partial_tiles() {
+            let width = hashes.len() / HASH_SIZE;
+            take(&layout::tile(level, n, width as u64), &hashes)?;
+        }
+        take(CHECKPOINT, &self.checkpoint)?;
+        Ok(size)
+    }
+
     pub(crate) fn prove(&self, storage: &dyn Storage, index: u64) -> Result<Proof, AuditError> {
         let Head { size, root } = self.tree.head();
         let out_of_range = || AuditError::OutOfRange { index, size };
@@ -150,6 +183,19 @@ pub(crate) fn full(storage: &dyn Storage, name: String) -> Result<Vec<Vec<u8>>, 
     let entries = layout::read_bundle(&stored).filter(|entries| entries.len() as u64 == WIDTH);
     let whole = entries.ok_or(AuditError::Damaged { place: name, detail: "it is not a full bundle" })?;
     Ok(whole.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+fn whole(storage: &dyn Storage, name: &str) -> Result<Vec<u8>, AuditError> {
+    storage.read(name)?.ok_or_else(|| AuditError::Damaged { place: name.to_owned(), detail: "it is missing" })
+}
+
+/// A bundle of these entries.
+pub(crate) fn bundle_of<'a>(entries: impl Iterator<Item = &'a Vec<u8>>) -> Result<Vec<u8>, AuditError> {
+    let mut bundle = Vec::new();
+    for entry in entries {
+        layout::push_entry(&mut bundle, entry)?;
+    }
+    Ok(bundle)
 }
 
 /// How many bundles have been put away.

@@ -8,6 +8,7 @@ use crate::key::Head;
 use crate::layout::{self, CHECKPOINT, WIDTH};
 use crate::state::full;
 use crate::tree::{FullTile, Tree};
+use crate::witness::kept_head;
 use crate::{AuditError, REDACTION, Record, Storage, VerifierKey};
 
 /// What a verified log consists of.
@@ -34,7 +35,7 @@ pub struct Report {
 /// # Errors
 /// The first thing found that is not what was signed.
 pub fn verify_log(storage: &dyn Storage, key: &VerifierKey, remembered: Option<&[u8]>) -> Result<Report, AuditError> {
-    let remembered = remembered.map(|note| key.open(note)).transpose()?;
+    let remembered = remembered.map(|note| kept_head(note, key)).transpose()?;
     let walk = || Walk::run(storage, key, remembered);
     walk().or_else(|error| match error {
         // A bundle may have been put away between two reads: a real fault is found again.

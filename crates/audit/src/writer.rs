@@ -7,7 +7,7 @@ use tlog_tiles::{HASH_SIZE, Hash, record_hash};
 use crate::layout::{self, CHECKPOINT, WIDTH};
 use crate::log::Outcome;
 use crate::record::Sealed;
-use crate::state::{State, full};
+use crate::state::{State, bundle_of, full};
 use crate::{AuditError, SigningKey, Storage};
 
 /// The one that changes the storage of a log.
@@ -181,12 +181,4 @@ fn leaves(records: &[Sealed]) -> Result<Vec<u8>, AuditError> {
 
 fn openings(records: &[Sealed]) -> Result<Vec<u8>, AuditError> {
     bundle_of(records.iter().map(|record| &record.opening))
-}
-
-fn bundle_of<'a>(entries: impl Iterator<Item = &'a Vec<u8>>) -> Result<Vec<u8>, AuditError> {
-    let mut bundle = Vec::new();
-    for entry in entries {
-        layout::push_entry(&mut bundle, entry)?;
-    }
-    Ok(bundle)
 }

@@ -460,6 +460,24 @@ fn what_was_changed_is_named_by_its_number() {
 }
 
 #[test]
+fn a_static_copy_has_what_publishing_leaves_and_no_details() {
+    for records in [0, 1, 255, 256, 300, 515] {
+        let (storage, log) = log_of(records);
+        let reader = LogReader::new(storage.clone(), public());
+        let mut copy = BTreeMap::new();
+        let mut keep = |name: &str, content: &[u8]| -> Result<(), AuditError> {
+            copy.insert(name.to_owned(), content.to_vec());
+            Ok(())
+        };
+        assert_eq!(reader.static_files(&mut keep).unwrap(), records);
+        log.publish().unwrap();
+        let mut published = storage.files();
+        published.retain(|name, _| !name.starts_with("journal") && !name.starts_with("opening"));
+        assert_eq!(copy, published, "{records}");
+    }
+}
+
+#[test]
 fn many_writers_share_one_log() {
     let (storage, log) = log_of(0);
     std::thread::scope(|scope| {

@@ -26,6 +26,7 @@
 //! ```
 
 mod api_client;
+mod audit_copies;
 mod check;
 mod client;
 mod emit;
@@ -45,6 +46,7 @@ mod text;
 mod validate;
 
 pub use api_client::{ApiAddress, ApiConnection};
+pub use audit_copies::{AuditCopies, SyslogTarget};
 pub use check::{Finding, Severity, check};
 pub use client::{ClientConfig, VerificationMode};
 pub use error::{ConfigError, Place};
