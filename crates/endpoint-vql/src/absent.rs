@@ -151,7 +151,6 @@ const REFUSED: &[(&str, &[(Kind, &str)])] = &[
             (F, "pe_dump"),
             (F, "pk_decrypt"),
             (F, "pk_encrypt"),
-            (F, "remap"),
             (F, "starl"),
             (F, "yara_lint"),
             (P, "audit"),

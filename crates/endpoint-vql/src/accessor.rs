@@ -11,6 +11,7 @@ mod disk;
 mod layered;
 mod mapped;
 mod memory;
+pub(crate) mod mounts;
 mod piped;
 mod sparse;
 mod variable;
@@ -238,7 +239,7 @@ impl Accessors {
 /// # Errors
 /// `Unknown filesystem accessor X`, or the denial.
 pub fn named(scope: &Scope, name: &str) -> Result<Arc<dyn Accessor>, CallError> {
-    let accessors = scope.extension::<Accessors>().unwrap_or_else(|| BUILT_IN.clone());
+    let accessors = mounts::of(scope).or_else(|| scope.extension::<Accessors>()).unwrap_or_else(|| BUILT_IN.clone());
     let name = if name.is_empty() { "auto" } else { name };
     let accessor = accessors.0.get(name).ok_or_else(|| CallError::failed(format!("Unknown filesystem accessor {name}")))?;
     scope.check(accessor.permissions()).map_err(|denied| CallError::failed(format!("Accessor {name}: PermissionDenied: {denied}")))?;

@@ -80,4 +80,27 @@ mod tests {
         assert_eq!(value_of(environment, &path, "1"), r#"[{"X":null}]"#);
         assert!(!path.exists());
     }
+
+    #[test]
+    fn memories_outlive_their_query_in_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("memory");
+        let find = |rows: &str, key: &str| {
+            let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse().unwrap(), EndpointPolicy::default()));
+            let environment = crate::with_authority(Environment::new(Arc::new(crate::registry())), authority);
+            let text = format!(
+                "SELECT get(item=memoize(query={{ {rows} }}, key='K', period=100, filename='{}'), field='{key}').V AS X FROM scope()",
+                file.display()
+            );
+            let scope = environment.clock(Arc::new(crate::SystemClock::new())).open();
+            json::encode(&Value::list(Query::new(&scope, &parse_statement(&text).unwrap()).map(Value::Dict)))
+        };
+        assert_eq!(find("SELECT 'a' AS K, 1 AS V FROM scope()", "a"), r#"[{"X":1}]"#);
+        assert_eq!(find("SELECT 'a' AS K, 2 AS V FROM scope()", "a"), r#"[{"X":1}]"#, "the file is younger than the period");
+        std::fs::write(&file, "{\"since\":0,\"rows\":{}}").unwrap();
+        assert_eq!(find("SELECT 'a' AS K, 3 AS V FROM scope()", "a"), r#"[{"X":3}]"#, "the file is too old");
+        std::fs::write(&file, "other").unwrap();
+        assert_eq!(find("SELECT 'a' AS K, 4 AS V FROM scope()", "a"), r#"[{"X":null}]"#);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "other");
+    }
 }

@@ -206,7 +206,6 @@ mod tests {
     use talon_acl::{Authority, EndpointPolicy};
     use talon_vql::{CancelToken, Environment, MemoryLog, Query, json, parse_statement};
 
-
     fn allowed() -> Environment {
         let authority = Arc::new(Authority::endpoint("VelociraptorServer".parse().unwrap(), EndpointPolicy::default()));
         crate::with_authority(Environment::new(Arc::new(crate::registry())), authority).clock(Arc::new(crate::SystemClock::new()))

@@ -49,7 +49,7 @@ pub(super) fn register(registry: &mut Registry) {
                 Arg::required("key", ArgType::String, "The column by which rows are found; the last row of a value counts."),
                 Arg::optional("period", ArgType::Int, "Seconds after which the query runs again; 60 unless given."),
                 Arg::optional("name", ArgType::String, "Memories of the same name are one."),
-                Arg::optional("filename", ArgType::String, "Not supported: rows are kept in memory."),
+                Arg::optional("filename", ArgType::String, "A file from which the memory is read and to which it is written."),
             ])
             .version(3),
         memoize,
@@ -208,11 +208,40 @@ struct Memory {
     state: Mutex<Remembered>,
 }
 
-/// What is remembered, since when, and which thread is about to change it.
+/// What is remembered, until when, and which thread is about to change it.
 #[derive(Default)]
 struct Remembered {
     rows: Option<(Duration, IndexMap<String, Value>)>,
     reader: Option<ThreadId>,
+    /// Whether the rows are newer than the file.
+    changed: bool,
+}
+
+impl Remembered {
+    /// Takes over what an earlier query remembered, unless that is too old. Anything else in the file is no memory, and is not overwritten.
+    fn read(&mut self, content: &[u8], period: Duration, scope: &Scope) -> Result<(), CallError> {
+        if content.is_empty() {
+            return Ok(());
+        }
+        let none = || CallError::from("the file is not a memory");
+        let saved = json::decode_row(content).map_err(|_| none())?;
+        let since = saved.get("since").and_then(Value::as_int).ok_or_else(none)?;
+        let rows = saved.get("rows").and_then(Value::as_dict).ok_or_else(none)?;
+        let age = u64::try_from(scope.now().unix().saturating_sub(since)).map_or(Duration::ZERO, Duration::from_secs);
+        if age < period {
+            let until = scope.elapsed().saturating_add(period.saturating_sub(age));
+            self.rows = Some((until, rows.iter().map(|(key, row)| (key.as_str().to_owned(), row.clone())).collect()));
+        }
+        Ok(())
+    }
+
+    /// What the file is to hold, if it must be written.
+    fn encode(&self, now: i64, elapsed: Duration, period: Duration) -> Option<String> {
+        let (until, rows) = self.rows.as_ref().filter(|_| self.changed)?;
+        let age = i64::try_from(period.saturating_sub(until.saturating_sub(elapsed)).as_secs()).unwrap_or(0);
+        let rows: Dict = rows.iter().map(|(key, row)| (key.clone(), row.clone())).collect();
+        Some(json::encode(&Dict::new().with("since", now.saturating_sub(age)).with("rows", rows).into()))
+    }
 }
 
 impl Memory {
@@ -223,8 +252,8 @@ impl Memory {
         let now = scope.elapsed();
         loop {
             let mut state = locked(&self.state);
-            if let Some((at, known)) = &state.rows
-                && now.saturating_sub(*at) < self.period
+            if let Some((until, known)) = &state.rows
+                && now < *until
             {
                 return known.get(key).cloned();
             }
@@ -248,7 +277,7 @@ impl Memory {
             known.insert(display(&column(&row, &self.column).unwrap_or_default()), row);
         }
         let found = known.get(key).cloned();
-        *locked(&self.state) = Remembered { rows: Some((now, known)), reader: None };
+        *locked(&self.state) = Remembered { rows: Some((now.saturating_add(self.period), known)), reader: None, changed: true };
         found
     }
 }
@@ -274,24 +303,50 @@ impl Object for Memoized {
 }
 
 fn memoize(call: Call) -> Result<Value, CallError> {
-    if call.has("filename") {
-        return Err("memories in files are not supported".into());
-    }
     let scope = call.scope();
     let query = call.query("query").ok_or("Field query is required")?;
-    let name = call.opt_string("name").filter(|name| !name.is_empty()).unwrap_or_else(|| format!("\0{}", call.site));
+    let file = call.opt_string("filename").filter(|file| !file.is_empty());
+    let name = call.opt_string("name").filter(|name| !name.is_empty());
+    let name =
+        name.unwrap_or_else(|| file.as_ref().map_or_else(|| format!("\0{}", call.site), |file| format!("{file}\0{}", call.string("key"))));
     let memories = scope.shared::<Memories>();
     let mut memories = locked(&memories.0);
-    let memory = memories.entry(name).or_insert_with(|| {
-        let period = call.opt_int("period").filter(|period| *period > 0).unwrap_or(PERIOD);
-        Arc::new(Memory {
-            query,
-            column: call.string("key"),
-            period: Duration::from_secs(period.unsigned_abs()),
-            origin: scope.detach(),
-            cancel: scope.cancel_token().clone(),
-            state: Mutex::default(),
-        })
+    if let Some(known) = memories.get(&name) {
+        return Ok(Value::Object(Arc::new(Memoized(known.clone()))));
+    }
+    let period = call.opt_int("period").filter(|period| *period > 0).unwrap_or(PERIOD);
+    let period = Duration::from_secs(period.unsigned_abs());
+    let mut state = Remembered::default();
+    let file = match file {
+        Some(file) => {
+            let storage = scope.extension::<CacheFiles>().ok_or("there are no files here")?;
+            let file = storage.0.open(&file, scope)?;
+            state.read(&file.load()?, period, scope)?;
+            Some(file)
+        }
+        None => None,
+    };
+    let memory = Arc::new(Memory {
+        query,
+        column: call.string("key"),
+        period,
+        origin: scope.detach(),
+        cancel: scope.cancel_token().clone(),
+        state: Mutex::new(state),
     });
-    Ok(Value::Object(Arc::new(Memoized(memory.clone()))))
+    if let Some(file) = file {
+        let (kept, log) = (Arc::downgrade(&memory), scope.environment().log.clone());
+        let clock = scope.environment().clock.clone();
+        scope.on_query_close(move || {
+            let Some(memory) = kept.upgrade() else { return };
+            let content = locked(&memory.state).encode(clock.now().unix(), clock.elapsed(), memory.period);
+            if let Some(content) = content
+                && let Err(error) = file.save(content.as_bytes())
+            {
+                log.log(&format!("ERROR:memoize: {error}"));
+            }
+        });
+    }
+    memories.insert(name, memory.clone());
+    Ok(Value::Object(Arc::new(Memoized(memory))))
 }
