@@ -38,7 +38,18 @@ fn replay_corpora(shell: &Shell) -> Result<()> {
 pub(crate) fn test() -> Result<()> {
     let shell = shell()?;
     step("tests of the workspace", || Ok(cmd!(shell, "cargo test --workspace --features xtask/lab").run()?))?;
-    step("end-to-end", || e2e::run(&e2e::Options::default()))
+    step("end-to-end", || e2e::run(&e2e::Options::default()))?;
+    step("crashes, a few seconds of each", || Ok(cmd!(shell, "cargo run --package xtask --features lab -- crash --seconds 15").run()?))?;
+    let programs = debug_programs()?;
+    step("benches, to see that they run", || {
+        Ok(cmd!(shell, "cargo run --package xtask --features lab -- bench --short --programs {programs}").run()?)
+    })
+}
+
+/// Where the steps before have built the programs.
+fn debug_programs() -> Result<std::path::PathBuf> {
+    let metadata = cargo_metadata::MetadataCommand::new().current_dir(workspace_root()).no_deps().exec()?;
+    Ok(metadata.target_directory.join("debug").into_std_path_buf())
 }
 
 fn shell() -> Result<Shell> {

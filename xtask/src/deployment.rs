@@ -87,11 +87,18 @@ pub(crate) struct Deployment {
     pub(crate) api_address: String,
     server: Option<Process>,
     agents: Vec<Process>,
+    /// Whether programs log what they do.
+    verbose: bool,
 }
 
 impl Deployment {
     /// Generates certificates and configuration files into `folder`.
     pub(crate) fn create(programs: &Programs, folder: &Path, scheme: Scheme) -> Result<Self> {
+        Self::create_with(programs, folder, scheme, &Value::Null)
+    }
+
+    /// The same with other settings: each key of `changes` replaces the one of the same section.
+    pub(crate) fn create_with(programs: &Programs, folder: &Path, scheme: Scheme, changes: &Value) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let folder = folder.canonicalize()?;
         let [frontend, api, gui, monitoring] = free_ports()?;
@@ -103,8 +110,14 @@ impl Deployment {
             api_address: format!("127.0.0.1:{api}"),
             server: None,
             agents: Vec::new(),
+            verbose: true,
         };
-        let merge = deployment.settings(scheme, [frontend, api, gui, monitoring]);
+        let mut merge = deployment.settings(scheme, [frontend, api, gui, monitoring]);
+        for (section, keys) in changes.as_object().into_iter().flatten() {
+            for (key, value) in keys.as_object().into_iter().flatten() {
+                merge[section.as_str()][key.as_str()] = value.clone();
+            }
+        }
         let config = deployment.talon(&["config", "generate", "--merge", &merge.to_string()])?;
         write_private(&deployment.file("server.config.yaml"), &config)?;
         let client = deployment.talon(&["-c", &deployment.path("server.config.yaml"), "config", "client"])?;
@@ -147,7 +160,7 @@ impl Deployment {
     /// Starts the server and waits until it listens.
     pub(crate) fn start_server(&mut self) -> Result<&str> {
         let mut command = Command::new(self.programs.path("talon-frontend"));
-        command.arg("-c").arg(self.file("server.config.yaml")).arg("-v");
+        command.arg("-c").arg(self.file("server.config.yaml")).args(self.verbose.then_some("-v"));
         let process = Process::start("talon-frontend", &mut command, &self.file("logs/frontend.stderr"))?;
         Ok(self.server.insert(process).ready_line())
     }
@@ -161,7 +174,7 @@ impl Deployment {
     pub(crate) fn start_agent(&mut self, config: &str) -> Result<&mut Process> {
         fs::create_dir_all(self.file("agent"))?;
         let mut command = Command::new(self.programs.path("talon-agent"));
-        command.arg("-c").arg(self.file(config)).arg("-v");
+        command.arg("-c").arg(self.file(config)).args(self.verbose.then_some("-v"));
         let log = self.file(&format!("logs/agent-{}.stderr", self.agents.len()));
         let process = Process::start("talon-agent", &mut command, &log)?;
         self.agents.push(process);
@@ -171,6 +184,19 @@ impl Deployment {
     /// A started agent.
     pub(crate) fn agent(&mut self, index: usize) -> Result<&mut Process> {
         self.agents.get_mut(index).context("no such agent")
+    }
+
+    /// Lets programs log no more than they do in service: what is measured is not how fast they log.
+    #[cfg(feature = "lab")]
+    pub(crate) fn quiet(mut self) -> Self {
+        self.verbose = false;
+        self
+    }
+
+    /// The agent that was started last.
+    #[cfg(feature = "lab")]
+    pub(crate) fn last_agent(&mut self) -> Result<&mut Process> {
+        self.agents.last_mut().context("no agent was started")
     }
 
     /// Stops all programs, agents first, and fails when one did not end well.

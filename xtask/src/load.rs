@@ -1,4 +1,4 @@
-//! Agents that only send: they enrol, take the request that a server has for them, and post rows for it over plain HTTP, as fast as they are told to.
+//! Agents that only send: they enrol, take the request that a server has for them, and seal rows for it; over plain HTTP they also post them.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use talon_crypto::{RsaPrivateKey, SystemRng};
 use talon_pki::{Certificate, TrustBundle, UnixTime, create_csr, verify_server_pem};
-use talon_proto::{Certificate as CertificateMessage, VeloMessage, VqlRequest, VqlResponse};
+use talon_proto::{Certificate as CertificateMessage, FlowStats, VeloMessage, VeloStatus, VqlRequest, VqlResponse};
 use talon_wire::{AgentCodec, AgentSession, Blobs, Limits, MessageList, Reply, UnixMicros};
 
 use crate::deployment::Deployment;
@@ -19,19 +21,31 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 
 /// What agents must know of a server.
 pub(crate) struct Server {
-    address: String,
+    /// Host and port.
+    pub(crate) address: String,
     nonce: String,
-    authorities: TrustBundle,
+    /// The deployment's authority.
+    pub(crate) authority_pem: String,
+    /// The subject name of the frontend's certificate.
+    pub(crate) name: String,
+    key: talon_crypto::RsaPublicKey,
 }
 
 impl Server {
-    /// Reads the client configuration of a deployment whose frontend speaks plain HTTP.
+    /// Reads the configuration files of a deployment.
     pub(crate) fn of(deployment: &Deployment) -> Result<Self> {
         let config = std::fs::read_to_string(deployment.file("client.config.yaml"))?;
         let nonce = config.lines().find_map(|line| line.trim().strip_prefix("nonce:")).context("the client configuration has no nonce")?;
-        let address = deployment.frontend_url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let pem = block(&config, "CERTIFICATE").context("the client configuration has no certificate")?;
-        Ok(Self { address, nonce: nonce.trim().trim_matches('"').to_owned(), authorities: TrustBundle::from_pem(pem.as_bytes())? })
+        let (_, address) = deployment.frontend_url.split_once("://").context("the frontend's URL has no scheme")?;
+        let authority_pem = block(&config, "CERTIFICATE").context("the client configuration has no certificate")?;
+        let server = std::fs::read_to_string(deployment.file("server.config.yaml"))?;
+        let (_, frontend) = server.split_once("\nFrontend:").context("the server configuration has no frontend")?;
+        let certificate = block(frontend, "CERTIFICATE").context("the frontend has no certificate")?;
+        let name = Certificate::from_pem(certificate.as_bytes())?.subject_name().to_owned();
+        let now = UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH)?);
+        let verified = verify_server_pem(certificate.as_bytes(), &TrustBundle::from_pem(authority_pem.as_bytes())?, &name, now)?;
+        let nonce = nonce.trim().trim_matches('"').to_owned();
+        Ok(Self { address: address.trim_end_matches('/').to_owned(), nonce, authority_pem, name, key: verified.public_key()? })
     }
 }
 
@@ -62,8 +76,6 @@ pub(crate) struct Answer {
 pub(crate) struct Agent {
     address: String,
     codec: AgentCodec,
-    server_name: String,
-    server_key: talon_crypto::RsaPublicKey,
     session: AgentSession,
     connection: Option<BufReader<TcpStream>>,
 }
@@ -71,33 +83,41 @@ pub(crate) struct Agent {
 impl Agent {
     /// An agent with a new key, which the server does not know yet.
     pub(crate) fn new(server: &Server) -> Result<Self> {
-        let codec = AgentCodec::new(RsaPrivateKey::generate()?, &server.nonce, Limits::default(), SystemRng);
-        let mut connection = None;
-        let answer = exchange(&mut connection, &server.address, "GET /server.pem", &[])?;
-        ensure!(answer.status == 200, "/server.pem answered {}", answer.status);
-        let now = UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH)?);
-        let name = Certificate::from_pem(&answer.body)?.subject_name().to_owned();
-        let verified = verify_server_pem(&answer.body, &server.authorities, &name, now)?;
-        let server_key = verified.public_key()?;
-        let session = codec.session(&name, &server_key)?;
-        Ok(Self { address: server.address.clone(), codec, server_name: name, server_key, session, connection })
+        Self::with_key(server, RsaPrivateKey::generate()?)
+    }
+
+    /// An agent with this key.
+    pub(crate) fn with_key(server: &Server, key: RsaPrivateKey) -> Result<Self> {
+        let codec = AgentCodec::new(key, &server.nonce, Limits::default(), SystemRng);
+        let session = codec.session(&server.name, &server.key)?;
+        Ok(Self { address: server.address.clone(), codec, session, connection: None })
     }
 
     /// Sends a certificate request and waits for the collection that the server makes of every new agent.
     pub(crate) fn enrol(&mut self) -> Result<Collection> {
-        let pem = create_csr(self.codec.key())?.into_bytes().into();
-        let csr = Some(CertificateMessage { pem, ..CertificateMessage::default() });
-        let request = self.seal(&[VeloMessage { session_id: "E:Enrol".into(), urgent: true, csr, ..VeloMessage::default() }])?;
+        let request = self.certificate_request()?;
         let answer = self.post("control", &request)?;
         ensure!(matches!(answer.status, 200 | 406), "the enrolment was answered with {}", answer.status);
         wait_for("the first collection", Duration::from_secs(30), || self.poll())
+    }
+
+    /// The packet with which an agent enrols.
+    pub(crate) fn certificate_request(&self) -> Result<Bytes> {
+        let pem = create_csr(self.codec.key())?.into_bytes().into();
+        let csr = Some(CertificateMessage { pem, ..CertificateMessage::default() });
+        self.seal(&[VeloMessage { session_id: "E:Enrol".into(), urgent: true, csr, ..VeloMessage::default() }])
     }
 
     fn poll(&mut self) -> Result<Option<Collection>> {
         let request = self.seal(&[])?;
         let answer = self.post("reader", &request)?;
         ensure!(answer.status == 200, "/reader answered {}", answer.status);
-        let Reply::Verified(reply) = self.session.open(answer.body.into())? else { return Ok(None) };
+        self.first_collection(answer.body.into())
+    }
+
+    /// The first collection in an answer to a poll.
+    pub(crate) fn first_collection(&self, body: Bytes) -> Result<Option<Collection>> {
+        let Reply::Verified(reply) = self.session.open(body)? else { return Ok(None) };
         for message in reply.messages() {
             let message = message?;
             let requests = message.flow_request.iter().flat_map(|request| &request.vql_client_actions).flat_map(|action| &action.query);
@@ -106,12 +126,6 @@ impl Agent {
             }
         }
         Ok(None)
-    }
-
-    /// Starts another session, whose first packet costs the server an RSA decryption.
-    pub(crate) fn new_session(&mut self) -> Result<()> {
-        self.session = self.codec.session(&self.server_name, &self.server_key)?;
-        Ok(())
     }
 
     /// A packet with rows `first..first + count` of a collection.
@@ -127,7 +141,30 @@ impl Agent {
         self.seal(&[VeloMessage { session_id: collection.flow.clone(), vql_response: Some(response), ..VeloMessage::default() }])
     }
 
-    fn seal(&self, messages: &[VeloMessage]) -> Result<Bytes> {
+    /// The same with the rows as a zlib stream, as agents send more than a few of them.
+    pub(crate) fn compressed_rows(&self, collection: &Collection, first: u64, count: u64) -> Result<Bytes> {
+        let plain: String = (first..first + count).map(row).collect();
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(plain.as_bytes())?;
+        let response = VqlResponse {
+            query: Some(VqlRequest { name: collection.query.clone(), ..VqlRequest::default() }),
+            compressed_json_response: encoder.finish()?.into(),
+            uncompressed_size: u64::try_from(plain.len())?,
+            total_rows: count,
+            query_start_row: first,
+            ..VqlResponse::default()
+        };
+        self.seal(&[VeloMessage { session_id: collection.flow.clone(), vql_response: Some(response), ..VeloMessage::default() }])
+    }
+
+    /// A packet that says that the collection is done.
+    pub(crate) fn completion(&self, collection: &Collection) -> Result<Bytes> {
+        let stats = FlowStats { flow_complete: true, query_status: vec![VeloStatus::default()], ..FlowStats::default() };
+        self.seal(&[VeloMessage { session_id: collection.flow.clone(), flow_stats: Some(stats), ..VeloMessage::default() }])
+    }
+
+    /// A packet of these messages.
+    pub(crate) fn seal(&self, messages: &[VeloMessage]) -> Result<Bytes> {
         let mut list = MessageList::default();
         messages.iter().for_each(|message| list.push(message));
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();

@@ -63,7 +63,7 @@ enum Command {
 enum Lab {
     /// Measure, beside the machine's own limits in the same run.
     Bench(bench::Arguments),
-    /// Kill the store and the server in the middle of their work, and compare what is left with a model.
+    /// Kill store, server and agent in the middle of their work, fill their disks, and compare what is left with a model.
     Crash(crash::Arguments),
     /// Make the packets of `fixtures/wire`, with new throwaway keys.
     Fixtures {
@@ -85,7 +85,7 @@ enum Lab {
     /// Measure, beside the machine's own limits in the same run.
     #[command(disable_help_flag = true)]
     Bench(Rest),
-    /// Kill the store and the server in the middle of their work, and compare what is left with a model.
+    /// Kill store, server and agent in the middle of their work, fill their disks, and compare what is left with a model.
     #[command(disable_help_flag = true)]
     Crash(Rest),
     /// Make the packets of `fixtures/wire`, with new throwaway keys.
@@ -138,7 +138,13 @@ fn lab(command: Lab) -> Result<()> {
 #[cfg(not(feature = "lab"))]
 fn lab(_: Lab) -> Result<()> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
-    cargo.current_dir(workspace_root()).args(["run", "--package", "xtask", "--features", "lab", "--"]);
+    cargo.current_dir(workspace_root()).args(["run", "--package", "xtask", "--features", "lab"]);
+    // What measures must not be what is slow.
+    let is = |wanted: &str| std::env::args_os().any(|argument| argument == wanted);
+    if std::env::args_os().nth(1).is_some_and(|command| command == "bench") && !is("--short") {
+        cargo.arg("--release");
+    }
+    cargo.arg("--");
     let status = cargo.args(std::env::args_os().skip(1)).status()?;
     anyhow::ensure!(status.success(), "the command failed ({status})");
     Ok(())

@@ -17,6 +17,7 @@ use talon_wire::{Limits, LookupError, Obfuscator, ServerCodec, TaskIds};
 
 use crate::ServerError;
 use crate::clock::Clock;
+use crate::endpoint::Load;
 use crate::layout::{decode, put};
 use crate::org::Org;
 use crate::session::Session;
@@ -86,6 +87,7 @@ pub(crate) struct ServerState {
     shared: Arc<Shared>,
     users: Directory,
     orgs: RwLock<Orgs>,
+    load: Load,
     codec: ServerCodec,
     certificate_pem: Bytes,
     draining: AtomicBool,
@@ -128,6 +130,7 @@ impl Server {
             shared,
             users,
             orgs: RwLock::default(),
+            load: Load::default(),
             codec,
             certificate_pem: certificate_pem.into(),
             draining: AtomicBool::new(false),
@@ -302,6 +305,10 @@ impl Server {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.0.shared
+    }
+
+    pub(crate) fn load(&self) -> &Load {
+        &self.0.load
     }
 
     pub(crate) fn codec(&self) -> &ServerCodec {

@@ -14,6 +14,7 @@ use talon_transport::{
     Unhealthy,
 };
 use talon_wire::{AuthenticatedClient, MessageList, Opened, Packet, PacketId, Unauthenticated, UnixMicros, WireError};
+use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::deployment::Server;
@@ -26,6 +27,8 @@ use crate::tasks;
 
 /// Packets with more bytes than this are parsed off the async threads.
 const INLINE_BYTES: usize = 16 * 1024;
+/// Messages of accepted packets that wait for the disk may hold so much memory, in KiB.
+const WAITING_KIB: u32 = 256 * 1024;
 /// A public file is read in pieces of so many bytes.
 const PIECE: usize = 256 * 1024;
 /// A reader looks for work at most this seldom, whatever it is told.
@@ -54,6 +57,29 @@ struct Sender {
 struct Unpacked {
     items: Vec<Result<Item, ingest::Refusal>>,
     damaged: bool,
+}
+
+impl Unpacked {
+    /// The memory that its messages hold, in KiB.
+    fn weight(&self) -> u32 {
+        let bytes = self.items.iter().flatten().map(Item::held).fold(0_usize, usize::saturating_add);
+        u32::try_from(bytes / 1024).unwrap_or(u32::MAX).saturating_add(1).min(WAITING_KIB)
+    }
+}
+
+/// What packets may use up, all together.
+pub(crate) struct Load {
+    /// Packets that are unpacked at one time: each may inflate to much more than it is.
+    turns: Semaphore,
+    /// KiB of messages that wait for the disk.
+    memory: Semaphore,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { turns: Semaphore::new(processors.saturating_mul(8)), memory: Semaphore::new(WAITING_KIB as usize) }
+    }
 }
 
 impl Server {
@@ -113,7 +139,10 @@ impl Server {
         if self.codec().was_processed(&sender.client, sender.packet) {
             return self.acknowledgement(&sender.client);
         }
+        let Ok(turn) = self.load().turns.acquire().await else { return Processed::Failed };
         let Some(unpacked) = self.unpack(packet, sender.size).await else { return Processed::Refused };
+        let Ok(_held) = self.load().memory.acquire_many(unpacked.weight()).await else { return Processed::Failed };
+        drop(turn);
         let damaged = unpacked.damaged;
         match self.store(&sender, unpacked.items).await {
             Err(error) => {

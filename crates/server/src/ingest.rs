@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use talon_ids::{ClientId, FlowId, InvalidId, OrgId, QueryName, SessionId, Target, UploadPath};
 use talon_proto::{ClientInfo, FileBuffer, FlowStats, LogMessage, UploadTransaction, VeloMessage, VqlResponse};
-use talon_store::{Reader, RowBlock, Space, Txn};
+use talon_store::{CheckedRows, Reader, RowBlock, Space, Txn};
 use talon_wire::Obfuscator;
 
 use crate::ServerError;
@@ -67,7 +67,7 @@ pub(crate) enum Item {
         flow: FlowId,
         query: QueryName,
         start: u64,
-        block: RowBlock,
+        block: CheckedRows,
     },
     Logs {
         flow: FlowId,
@@ -95,7 +95,7 @@ pub(crate) enum Item {
         start: u64,
         timestamp: u64,
         jsonl: String,
-        block: RowBlock,
+        count: u32,
     },
     EventLogs {
         queue: QueryName,
@@ -111,6 +111,20 @@ pub(crate) enum Item {
     },
     /// Says nothing that matters.
     Nothing,
+}
+
+impl Item {
+    /// Bytes that it holds, about.
+    pub(crate) fn held(&self) -> usize {
+        match self {
+            Self::Rows { block, .. } => block.held(),
+            Self::Logs { block, .. } | Self::EventLogs { block, .. } => block.data.len(),
+            Self::Chunk { chunk, .. } => chunk.data.len(),
+            // Event rows are taken apart and published besides.
+            Self::EventRows { jsonl, .. } => jsonl.len().saturating_mul(3),
+            Self::Stats { .. } | Self::Transaction { .. } | Self::ClientInfo { .. } | Self::Checkin { .. } | Self::Nothing => 1024,
+        }
+    }
 }
 
 /// What a packet changed, beyond rows.
@@ -187,9 +201,9 @@ fn parse_monitoring(message: VeloMessage, names: &Obfuscator) -> Result<Item, Re
             return Ok(reported_client_info(&response.jsonl_response).map_or(Item::Nothing, |info| Item::ClientInfo { info }));
         }
         let queue = query_name(&response, names)?;
-        let block = row_block(&response)?;
+        let count = row_block(&response)?.count();
         let jsonl = plain_rows(&response)?;
-        return Ok(Item::EventRows { queue, start: response.query_start_row, timestamp: response.timestamp, jsonl, block });
+        return Ok(Item::EventRows { queue, start: response.query_start_row, timestamp: response.timestamp, jsonl, count });
     }
     if message.upload_transaction.is_some() || message.flow_stats.is_some() {
         return Ok(Item::Nothing);
@@ -206,7 +220,7 @@ fn reveal(name: &str, names: &Obfuscator) -> Result<QueryName, Refusal> {
     Ok(name.parse()?)
 }
 
-fn row_block(response: &VqlResponse) -> Result<RowBlock, Refusal> {
+fn row_block(response: &VqlResponse) -> Result<CheckedRows, Refusal> {
     if response.total_rows > rows::MAX_ROWS {
         return Err(BadRows::TooMany.into());
     }
@@ -341,7 +355,7 @@ impl Packet<'_, '_> {
             Item::Stats { flow, stats } => self.stats(&flow, stats),
             Item::Chunk { flow, path, buffer, chunk } => self.chunk(&flow, &path, &buffer, chunk),
             Item::Transaction { flow, transaction } => self.transaction(&flow, &transaction),
-            Item::EventRows { queue, start, timestamp, jsonl, block } => self.event_rows(&queue, start, timestamp, &jsonl, &block),
+            Item::EventRows { queue, start, timestamp, jsonl, count } => self.event_rows(&queue, start, timestamp, &jsonl, count),
             Item::EventLogs { queue, block, alerts } => self.event_logs(&queue, block, &alerts),
             Item::ClientInfo { info } => {
                 self.client_info(info);

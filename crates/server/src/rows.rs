@@ -5,10 +5,10 @@ use std::io::Read;
 
 use bytes::Bytes;
 use flate2::read::ZlibDecoder;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use talon_store::{BlockEncoding, RowBlock};
+use talon_store::{BlockEncoding, CheckedRows, Limits, RowBlock, StoreError};
 
 /// At most this many rows in one message (`spec/01` §11.5).
 pub(crate) const MAX_ROWS: u64 = 1_000_000;
@@ -28,10 +28,12 @@ pub(crate) enum BadRows {
     Inflate,
     #[error("more rows or bytes than one message may have")]
     TooMany,
+    #[error(transparent)]
+    Block(#[from] StoreError),
 }
 
 /// Checks rows that came as text: each a JSON object, as many as the message says (0: not said).
-pub(crate) fn check_plain(text: &str, said: u64) -> Result<RowBlock, BadRows> {
+pub(crate) fn check_plain(text: &str, said: u64) -> Result<CheckedRows, BadRows> {
     let mut text = text.to_owned();
     if text.len() as u64 > MAX_BYTES {
         return Err(BadRows::TooMany);
@@ -39,18 +41,24 @@ pub(crate) fn check_plain(text: &str, said: u64) -> Result<RowBlock, BadRows> {
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    let count = count_objects(text.as_bytes(), said)?;
-    Ok(RowBlock { plain_len: text.len() as u64, data: Bytes::from(text), count, encoding: BlockEncoding::Plain })
+    let length = text.len() as u64;
+    counted(CheckedRows::new(Bytes::from(text), BlockEncoding::Plain, length, &Limits::default())?, said)
 }
 
 /// Checks rows that came compressed: what they inflate to is as [`check_plain`] wants it, and as long as the message says.
-pub(crate) fn check_zlib(data: &Bytes, said_bytes: u64, said_rows: u64) -> Result<RowBlock, BadRows> {
-    let plain = inflate(data, said_bytes)?;
-    let count = count_objects(&plain, said_rows)?;
-    if plain.last().is_some_and(|&last| last != b'\n') {
-        return Err(BadRows::NotAnObject(u64::from(count)));
+pub(crate) fn check_zlib(data: &Bytes, said_bytes: u64, said_rows: u64) -> Result<CheckedRows, BadRows> {
+    if said_bytes > MAX_BYTES {
+        return Err(BadRows::TooMany);
     }
-    Ok(RowBlock { data: data.clone(), count, plain_len: plain.len() as u64, encoding: BlockEncoding::Zlib })
+    counted(CheckedRows::new(data.clone(), BlockEncoding::Zlib, said_bytes, &Limits::default())?, said_rows)
+}
+
+fn counted(rows: CheckedRows, said: u64) -> Result<CheckedRows, BadRows> {
+    let found = u64::from(rows.count());
+    if found > MAX_ROWS {
+        return Err(BadRows::TooMany);
+    }
+    if said != 0 && said != found { Err(BadRows::Count { said, found }) } else { Ok(rows) }
 }
 
 /// Inflates a zlib stream that must come to exactly `said` bytes.
@@ -64,48 +72,6 @@ pub(crate) fn inflate(data: &[u8], said: u64) -> Result<Vec<u8>, BadRows> {
     stream.read_to_end(&mut plain).map_err(|_| BadRows::Inflate)?;
     let found = plain.len() as u64;
     if found == said { Ok(plain) } else { Err(BadRows::Size { said, found }) }
-}
-
-fn count_objects(jsonl: &[u8], said: u64) -> Result<u32, BadRows> {
-    let mut found: u64 = 0;
-    let mut lines = jsonl.split(|&byte| byte == b'\n').peekable();
-    while let Some(line) = lines.next() {
-        if line.is_empty() && lines.peek().is_none() {
-            break;
-        }
-        let bare = line.starts_with(b"{") && line.ends_with(b"}");
-        if !bare || serde_json::from_slice::<Object>(line).is_err() {
-            return Err(BadRows::NotAnObject(found));
-        }
-        found += 1;
-        if found > MAX_ROWS {
-            return Err(BadRows::TooMany);
-        }
-    }
-    if said != 0 && said != found {
-        return Err(BadRows::Count { said, found });
-    }
-    u32::try_from(found).map_err(|_| BadRows::TooMany)
-}
-
-/// Any JSON object, its content looked at but not kept.
-struct Object;
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Object;
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Object, A::Error> {
-                while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Object)
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
 }
 
 /// The members of a JSON object in their order, values as their text.
@@ -215,16 +181,19 @@ mod tests {
 
     #[test]
     fn counts_that_lie_are_refused() {
-        assert_eq!(check_plain("{}\n{}\n", 2).map(|block| block.count), Ok(2));
-        assert_eq!(check_plain("{}\n{}", 0).map(|block| (block.count, block.plain_len)), Ok((2, 6)));
+        assert_eq!(check_plain("{}\n{}\n", 2).unwrap().count(), 2);
+        let unended = check_plain("{}\n{}", 0).unwrap();
+        assert_eq!((unended.count(), unended.plain_len()), (2, 6));
         assert_eq!(check_plain("{}\n{}\n", 3).err(), Some(BadRows::Count { said: 3, found: 2 }));
         let rows = "{\"a\":1}\n{\"a\":2}\n";
-        assert_eq!(check_zlib(&zlib(rows), 16, 2).map(|block| block.count), Ok(2));
-        assert_eq!(check_zlib(&zlib(rows), 15, 2).err(), Some(BadRows::Size { said: 15, found: 16 }));
-        assert_eq!(check_zlib(&zlib(rows), 17, 2).err(), Some(BadRows::Size { said: 17, found: 16 }));
+        assert_eq!(check_zlib(&zlib(rows), 16, 2).unwrap().count(), 2);
+        for said in [0, 1, 15, 17] {
+            assert!(matches!(check_zlib(&zlib(rows), said, 2).err(), Some(BadRows::Block(_))), "{said}");
+        }
         assert_eq!(check_zlib(&zlib(rows), 16, 1).err(), Some(BadRows::Count { said: 1, found: 2 }));
         assert_eq!(check_zlib(&zlib(rows), u64::MAX, 2).err(), Some(BadRows::TooMany));
-        assert_eq!(check_zlib(&Bytes::from_static(b"no zlib"), 16, 2).err(), Some(BadRows::Inflate));
+        assert!(matches!(check_zlib(&Bytes::from_static(b"no zlib"), 16, 2).err(), Some(BadRows::Block(_))));
+        assert_eq!(inflate(&zlib(rows), 15).err(), Some(BadRows::Size { said: 15, found: 16 }));
     }
 
     #[test]
@@ -232,7 +201,7 @@ mod tests {
         for bad in ["1\n", " {}\n", "[]\n", "{\n", "{}\n\n{}\n", "{} {}\n", "\n"] {
             assert!(check_plain(bad, 0).is_err(), "{bad:?}");
         }
-        assert_eq!(check_plain("", 0).map(|block| block.count), Ok(0));
+        assert_eq!(check_plain("", 0).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Blocks as they are delivered: what they claim is verified before anything is stored, and nothing is inflated past its claim.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -54,27 +56,6 @@ fn within(what: &str, len: usize, limit: usize) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The plain bytes of a block of rows whose claims are true.
-pub(crate) fn verified_rows(block: &RowBlock, limits: &Limits) -> Result<Bytes, StoreError> {
-    let plain = verified_bytes(block, limits)?;
-    let mut lines = plain.split(|byte| *byte == b'\n');
-    let tail = lines.next_back();
-    if tail.is_some_and(|tail| !tail.is_empty()) {
-        return Err(StoreError::Invalid("the last row does not end with a newline".into()));
-    }
-    let mut count: u64 = 0;
-    for line in lines {
-        if !(line.starts_with(b"{") && line.ends_with(b"}")) {
-            return Err(StoreError::Invalid(format!("row {count} of the block is not a JSON object")));
-        }
-        count = count.saturating_add(1);
-    }
-    if count != u64::from(block.count) {
-        return Err(StoreError::Invalid(format!("the block claims {} rows and has {count}", block.count)));
-    }
-    Ok(plain)
-}
-
 /// The plain bytes of a block or chunk whose claimed length is true.
 pub(crate) fn verified_bytes(block: &RowBlock, limits: &Limits) -> Result<Bytes, StoreError> {
     within("a block", block.data.len(), limits.stored)?;
@@ -87,10 +68,21 @@ pub(crate) fn verified_bytes(block: &RowBlock, limits: &Limits) -> Result<Bytes,
     }
 }
 
+thread_local! {
+    // The state of a decompressor is some 40 KiB: making one for each block costs more than a small block itself.
+    static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(true));
+}
+
 /// Inflates a zlib stream that must be whole, have nothing behind it, and hold exactly `plain` bytes.
 pub(crate) fn inflate(data: &[u8], plain: usize) -> Result<Vec<u8>, String> {
+    INFLATE.with_borrow_mut(|stream| {
+        stream.reset(true);
+        inflate_with(stream, data, plain)
+    })
+}
+
+fn inflate_with(stream: &mut Decompress, data: &[u8], plain: usize) -> Result<Vec<u8>, String> {
     const STEP: usize = 256 << 10;
-    let mut stream = Decompress::new(true);
     let mut out = Vec::new();
     loop {
         let room = plain.saturating_sub(out.len()).saturating_add(1).min(STEP.max(out.len()));
@@ -120,6 +112,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::CheckedRows;
 
     fn zlib(plain: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -128,7 +121,7 @@ mod tests {
     }
 
     fn rows(data: impl Into<Bytes>, count: u32, plain_len: u64, encoding: BlockEncoding) -> Result<Bytes, StoreError> {
-        verified_rows(&RowBlock { data: data.into(), count, plain_len, encoding }, &Limits::default())
+        CheckedRows::of_block(RowBlock { data: data.into(), count, plain_len, encoding }, &Limits::default())?.plain()
     }
 
     #[test]

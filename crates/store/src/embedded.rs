@@ -1,8 +1,9 @@
 //! The embedded engine: records and the index in sled, rows and uploads in segment files, one writer thread with group commit.
 //!
-//! A folder holds `index/` (sled), `segments/` and `lock`. Names of objects are keys of the index and never become paths. A group is written
-//! so: blocks to the segment, sync; index entries as one atomic batch, sync; only then readers see it and the tickets resolve. A crash in
-//! between leaves bytes that nothing refers to, and those are cut when the store is opened.
+//! A folder holds `index/` (sled), `segments/`, `journal/` and `lock`. Names of objects are keys of the index and never become paths. A group is written
+//! so: blocks to the segment; blocks and index entries to the journal, sync; only then readers see it and the tickets resolve. Checkpoints sync the
+//! segments, bring the entries into sled, sync, and drop the journal. A crash in between is made good from the journal when the store is opened; it
+//! leaves bytes that nothing refers to, and those are cut then.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -18,7 +19,10 @@ use crate::{Engine, ObjectName, Reader, Record, RowBlocks, Scan, Space, StoreErr
 
 mod check;
 mod index;
+mod journal;
 mod key;
+#[cfg(test)]
+mod power;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -30,6 +34,7 @@ pub use check::CheckReport;
 pub use segment::{SegmentBlock, segment_blocks};
 
 use index::Index;
+use journal::Journal;
 use key::{Kind, Layout as _, State};
 use segment::{Files, HEADER, Identity, LocalFiles, Segments};
 use view::{CommittedBlocks, View as _};
@@ -109,6 +114,8 @@ impl Embedded {
     fn open_with(folder: &Path, options: Options, files: Arc<dyn Files>) -> Result<Self, StoreError> {
         let segments = folder.join("segments");
         fs::create_dir_all(&segments).map_err(|error| StoreError::io(&segments, &error))?;
+        let journals = folder.join("journal");
+        fs::create_dir_all(&journals).map_err(|error| StoreError::io(&journals, &error))?;
         let lock = lock(folder)?;
         let index = Index::open(folder.join("index"), options.cache_bytes)?;
         let identity = identify(&index, &segments)?;
@@ -121,9 +128,10 @@ impl Embedded {
         let segments = Segments::new(segments, identity);
         let (segment_bytes, reserve_bytes) = (options.segment_bytes, options.reserve_bytes);
         let shared = Arc::new(Shared { index, segments, limits, segment_bytes, reserve_bytes });
+        let generation = writer::replay(&shared, &*files, &journals)?;
         writer::recover(&shared, &*files)?;
         let (sender, receiver) = sync_channel(options.queue.max(1));
-        let writer = Writer::new(shared.clone(), files);
+        let writer = Writer::new(shared.clone(), files.clone(), Journal::new(journals, identity, files, generation));
         let writer = thread::Builder::new().name("store-writer".into()).spawn(move || writer.serve(&receiver));
         let writer = writer.map_err(|error| StoreError::io(folder, &error))?;
         Ok(Self { shared, queue: Some(sender), writer: Some(writer), _lock: lock })
@@ -261,7 +269,9 @@ fn identify(index: &Index, segments: &Path) -> Result<Identity, StoreError> {
     let identity = new_identity();
     let state = State { group: 1, next_object: 1, segment: 1, end: HEADER };
     let facts = [(key, [&[FORMAT], &identity[..]].concat()), (key::meta("state"), state.encode())];
-    index.commit(facts.map(|(key, value)| (key, Some(value))).into(), state.group)?;
+    index.publish(facts.map(|(key, value)| (key, Some(value))).into());
+    index.freeze();
+    index.thaw()?;
     Ok(identity)
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use talon_ids::OrgId;
 use tokio::sync::oneshot;
 
-use crate::StoreError;
+use crate::{CheckedRows, StoreError};
 
 /// A family of records. Keys are ordered within one family of one organisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -244,6 +244,12 @@ pub trait Txn: Reader {
     /// [`StoreError::OutOfSequence`], [`StoreError::Invalid`] when what the block claims of itself is not true or it is larger than the
     /// engine's limits, or when the engine fails.
     fn append_rows(&mut self, org: &OrgId, table: &ObjectName, expected: Option<u64>, block: RowBlock) -> Result<u64, StoreError>;
+
+    /// The same for rows that were looked at before.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfSequence`], or when the engine fails.
+    fn append_checked(&mut self, org: &OrgId, table: &ObjectName, expected: Option<u64>, rows: CheckedRows) -> Result<u64, StoreError>;
 
     /// Writes a chunk of an upload at its end. A chunk that lies wholly before the end is a retransmission and is dropped; a chunk at offset 0
     /// of a complete upload starts it afresh; a gap is refused, and so is a chunk that is partly stored. The `count` of the chunk is ignored.

@@ -8,6 +8,7 @@ mod embedded;
 mod engine;
 mod memory;
 mod portable;
+mod rows;
 
 pub use audit_files::{AUDIT_FOLDER, AUDIT_KEY, AUDIT_PUBLIC_KEY, AuditFiles};
 pub use block::Limits;
@@ -17,6 +18,7 @@ pub use engine::{
 };
 pub use memory::Memory;
 pub use portable::{Totals, export, import};
+pub use rows::CheckedRows;
 
 /// Why storage refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

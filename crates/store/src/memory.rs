@@ -8,8 +8,10 @@ use std::thread::{self, ThreadId};
 use bytes::{Bytes, BytesMut};
 use talon_ids::OrgId;
 
-use crate::block::{Limits, verified_bytes, verified_rows};
-use crate::{Engine, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, StoreError, TableInfo, Ticket, Txn, UploadInfo, Work};
+use crate::block::{Limits, verified_bytes};
+use crate::{
+    CheckedRows, Engine, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, StoreError, TableInfo, Ticket, Txn, UploadInfo, Work,
+};
 
 /// Keeps everything in memory and forgets it when dropped. Work is done on the thread that submits it.
 ///
@@ -220,11 +222,21 @@ impl Txn for MemoryTxn {
         if let Some(expected) = expected.filter(|expected| *expected != stored) {
             return Err(StoreError::OutOfSequence { expected, stored });
         }
-        let plain = verified_rows(&block, &self.limits)?;
-        self.spend(block.data.len())?;
-        if block.count > 0 {
+        let rows = CheckedRows::of_block(block, &self.limits)?;
+        self.append_checked(org, table, Some(stored), rows)
+    }
+
+    fn append_checked(&mut self, org: &OrgId, table: &ObjectName, expected: Option<u64>, rows: CheckedRows) -> Result<u64, StoreError> {
+        self.limits.check_name(table)?;
+        let stored = self.state.table(org, table)?.rows;
+        if let Some(expected) = expected.filter(|expected| *expected != stored) {
+            return Err(StoreError::OutOfSequence { expected, stored });
+        }
+        self.spend(rows.held())?;
+        if rows.count() > 0 {
+            let plain = rows.plain()?;
             let table = Arc::make_mut(self.state.tables.entry((org.clone(), table.clone())).or_default());
-            table.info.rows = stored.saturating_add(u64::from(block.count));
+            table.info.rows = stored.saturating_add(u64::from(rows.count()));
             table.info.bytes = table.info.bytes.saturating_add(length(plain.len()));
             table.blocks.push((stored, plain));
         }

@@ -25,6 +25,8 @@ pub(crate) enum Answer {
     Whole(Option<Bytes>),
     /// Flushed in pieces, without a length.
     Pieces(Departure),
+    /// Ends the connection before the body does.
+    Cut,
     /// An accepted packet that is being processed.
     Processing(Box<Processing>),
     /// A waiting agent.
@@ -41,6 +43,7 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Whole(content) => Poll::Ready(content.take().map(|content| Ok(Frame::data(content)))),
             Self::Pieces(departure) => Poll::Ready(departure.next()),
+            Self::Cut => Poll::Ready(Some(Err(not_processed()))),
             Self::Processing(body) => body.poll_step(context),
             Self::Waiting(body) => body.poll_step(context),
             Self::File(file) => {
@@ -59,7 +62,7 @@ impl Body for Answer {
         match self {
             Self::Whole(content) => known(content.as_ref().map_or(0, Bytes::len)),
             Self::File(file) => file.size.map(SizeHint::with_exact).unwrap_or_default(),
-            Self::Pieces(_) | Self::Processing(_) | Self::Waiting(_) => SizeHint::default(),
+            Self::Pieces(_) | Self::Cut | Self::Processing(_) | Self::Waiting(_) => SizeHint::default(),
         }
     }
 }
@@ -92,6 +95,10 @@ impl Departure {
     }
 }
 
+fn not_processed() -> io::Error {
+    io::Error::other("the packet was not processed")
+}
+
 fn pad() -> Step {
     Some(Ok(Frame::data(Bytes::from_static(&PAD))))
 }
@@ -106,10 +113,11 @@ pub(crate) struct Processing {
 }
 
 impl Processing {
-    pub(crate) fn answer(task: JoinHandle<Processed>, limits: &FrontendLimits) -> Answer {
+    /// Pads are counted from when the packet was accepted.
+    pub(crate) fn answer(task: JoinHandle<Processed>, accepted: Instant, limits: &FrontendLimits) -> Answer {
         Answer::Processing(Box::new(Self {
             task,
-            timer: Box::pin(tokio::time::sleep(limits.control_pad)),
+            timer: Box::pin(tokio::time::sleep_until(accepted + limits.control_pad)),
             every: limits.control_pad,
             write_deadline: limits.write_deadline,
             departure: None,
@@ -127,7 +135,7 @@ impl Processing {
                 Ok(Processed::Failed) | Err(_) => (Bytes::new(), true),
             };
             let step = self.departure.insert(Departure::within(content, self.write_deadline)).next();
-            return Poll::Ready(if failed { Some(Err(io::Error::other("the packet was not processed"))) } else { step });
+            return Poll::Ready(if failed { Some(Err(not_processed())) } else { step });
         }
         ready!(self.timer.as_mut().poll(context));
         self.timer.as_mut().reset(Instant::now() + self.every);

@@ -39,7 +39,8 @@ pub struct FrontendLimits {
     pub global_upload_rate: u64,
     /// `Frontend.resources.per_client_upload_rate`: the same for one connection, with a burst of 100 KiB.
     pub per_client_upload_rate: u64,
-    /// `Frontend.resources.concurrency`: `/control` packets handled at one time. Urgent packets have as many slots of their own.
+    /// `Frontend.resources.concurrency`: `/control` packets handled at one time. Urgent packets have as many slots of their own. Most of them wait for the
+    /// disk; how many use processors and memory is the endpoint's to bound.
     pub concurrency: usize,
     /// `/reader` packets opened at one time. A waiting reader holds no slot.
     pub reader_concurrency: usize,
@@ -61,10 +62,12 @@ pub struct FrontendLimits {
     pub handshake_deadline: Duration,
     /// Open connections at one time.
     pub max_connections: usize,
-    /// `Frontend.resources.connections_per_second`: new connections accepted over TLS, with a burst of ten; others are closed at once.
+    /// `Frontend.resources.connections_per_second`: new connections accepted over TLS, with a burst of ten; others wait for their turn.
     pub connections_per_second: u32,
     /// How long draining may take before what is left is cut.
     pub drain_deadline: Duration,
+    /// How long the head of an answer on `/control` waits for its body, before it leaves alone and pads follow.
+    pub head_delay: Duration,
     /// Time between two pads on `/control`.
     pub control_pad: Duration,
     /// Time between two pads on `/reader`.
@@ -84,7 +87,7 @@ impl Default for FrontendLimits {
             global_upload_rate: 0,
             per_client_upload_rate: 0,
             // Packets wait for the disk rather than for a processor, and those that wait together share one sync.
-            concurrency: 8 * std::thread::available_parallelism().map_or(2, usize::from),
+            concurrency: 1024,
             reader_concurrency: 100,
             concurrency_timeout: Duration::from_secs(600),
             processing_deadline: Duration::from_secs(60),
@@ -97,6 +100,7 @@ impl Default for FrontendLimits {
             max_connections: 100_000,
             connections_per_second: 100,
             drain_deadline: Duration::from_secs(10),
+            head_delay: Duration::from_millis(200),
             control_pad: Duration::from_secs(3),
             reader_pad: Duration::from_secs(10),
             poll_jitter: Duration::from_secs(29),

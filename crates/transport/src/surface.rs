@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
@@ -141,8 +142,15 @@ impl Surface {
             ControlOutcome::Reject(rejection) => answer::rejected(rejection),
             ControlOutcome::Dropped => answer::empty(StatusCode::OK),
             ControlOutcome::Accepted(processing) => {
-                let task = self.process(processing, Held { _slot: slot, _share: share });
-                answer::padded(Processing::answer(task, &self.limits))
+                let mut task = self.process(processing, Held { _slot: slot, _share: share });
+                let accepted = Instant::now();
+                // Most packets are durable in a moment: then one write takes the whole answer.
+                match tokio::time::timeout(self.limits.head_delay, &mut task).await {
+                    Ok(Ok(Processed::Answer(content))) => answer::padded(Answer::Pieces(Departure::new(content, &self.limits))),
+                    Ok(Ok(Processed::Refused)) => answer::padded(Answer::Pieces(Departure::new(Bytes::new(), &self.limits))),
+                    Ok(Ok(Processed::Failed) | Err(_)) => answer::padded(Answer::Cut),
+                    Err(_) => answer::padded(Processing::answer(task, accepted, &self.limits)),
+                }
             }
         }
     }

@@ -76,8 +76,8 @@ pub struct BudgetLimits {
 impl Default for BudgetLimits {
     fn default() -> Self {
         Self {
-            per_second: 400,
-            burst: 800,
+            per_second: 800,
+            burst: 1600,
             source_per_second: 20,
             source_burst: 100,
             sources: 65_536,

@@ -7,7 +7,7 @@ use serde_json::json;
 use talon_ids::{FlowId, OrgId, QueryName, Target, UploadPath};
 use talon_proto::velo_status::ReturnedStatus;
 use talon_proto::{ArtifactCollectorContext, FileBuffer, FlowStats, UploadTransaction, VeloStatus};
-use talon_store::{Reader, RowBlock, Space};
+use talon_store::{CheckedRows, Reader, RowBlock, Space};
 
 use super::{Packet, Refusal, Stored, fingerprint};
 use crate::ServerError;
@@ -74,7 +74,7 @@ impl Packet<'_, '_> {
         }
     }
 
-    pub(super) fn rows(&mut self, flow: &FlowId, query: &QueryName, start: u64, block: RowBlock) -> Stored {
+    pub(super) fn rows(&mut self, flow: &FlowId, query: &QueryName, start: u64, block: CheckedRows) -> Stored {
         let open = match self.open(flow)? {
             Ok(open) => open,
             Err(refusal) => return Ok(Err(refusal)),
@@ -85,12 +85,12 @@ impl Packet<'_, '_> {
         self.heard_of(flow);
         let table = flow_rows(&self.context.target(), flow, query);
         let stored = self.txn.table(self.context.org, &table)?.rows;
-        match place(start, u64::from(block.count), stored) {
+        match place(start, u64::from(block.count()), stored) {
             Place::Next => {
                 if let Some(open) = self.flows.get_mut(flow) {
-                    open.progress.rows = open.progress.rows.saturating_add(u64::from(block.count));
+                    open.progress.rows = open.progress.rows.saturating_add(u64::from(block.count()));
                 }
-                self.txn.append_rows(self.context.org, &table, Some(stored), block)?;
+                self.txn.append_checked(self.context.org, &table, Some(stored), block)?;
                 Ok(Ok(()))
             }
             Place::Known => Ok(Ok(())),

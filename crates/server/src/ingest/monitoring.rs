@@ -46,11 +46,11 @@ impl Cursor {
 }
 
 impl Packet<'_, '_> {
-    pub(super) fn event_rows(&mut self, queue: &QueryName, start: u64, timestamp: u64, jsonl: &str, block: &RowBlock) -> Stored {
+    pub(super) fn event_rows(&mut self, queue: &QueryName, start: u64, timestamp: u64, jsonl: &str, count: u32) -> Stored {
         if !(self.context.monitored)(&self.info, queue) {
             return Ok(Err(Refusal::NotMonitored(queue.clone())));
         }
-        if block.count == 0 {
+        if count == 0 {
             return Ok(Ok(()));
         }
         let (org, target) = (self.context.org, self.context.target());
@@ -69,7 +69,7 @@ impl Packet<'_, '_> {
             Err(bad) => return Ok(Err(bad.into())),
         };
         self.txn.append_rows(org, &event_rows(&target, queue, &clock::day(now_s)), None, rows::block(&stamped))?;
-        cursor.advance(start, u64::from(block.count), timestamp, print);
+        cursor.advance(start, u64::from(count), timestamp, print);
         put(self.txn, org, Space::FlowStats, &key, &cursor);
         let queue = queue.to_string();
         for row in stamped {

@@ -1,22 +1,25 @@
-//! The index: one sled tree whose values carry checksums, with commits that readers see only once they are durable.
+//! The index: one sled tree whose values carry checksums, under what was committed since the last checkpoint.
 //!
-//! sled shows a batch while it is being applied and calls a flush done before the disk has it. So the values that a commit replaces are kept
-//! in a *shadow* over the tree until the file is synced, and readers look there first.
+//! A commit is durable in the journal and visible in `fresh`. A checkpoint freezes `fresh` and brings it into the tree, chunk by chunk, while readers still
+//! find it in `frozen`; a crash in between is mended by the journal, whose records say what a key is, not how it changes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::iter::Peekable;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::key::{self, KeyRange, Layout as _, State};
+use super::key::{self, KeyRange};
 use crate::{Record, StoreError};
 
 /// Keys and their new values; `None` deletes.
 pub(super) type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// Keys that are brought into the tree at once: readers and the writer get their turn in between.
+const BATCH: usize = 512;
 
 pub(super) struct Index {
     path: PathBuf,
@@ -24,22 +27,26 @@ pub(super) struct Index {
     opened: RwLock<Opened>,
 }
 
+#[derive(Default)]
 struct Opened {
     /// `None` after a failure from which sled could not be opened again yet.
     tree: Option<sled::Db>,
-    shadow: Changes,
+    /// On its way into the tree.
+    frozen: Arc<Changes>,
+    /// Committed after that.
+    fresh: Changes,
 }
 
 impl Index {
     pub(super) fn open(path: PathBuf, cache_bytes: u64) -> Result<Self, StoreError> {
         let tree = Some(open_tree(&path, cache_bytes)?);
-        Ok(Self { path, cache_bytes, opened: RwLock::new(Opened { tree, shadow: Changes::new() }) })
+        Ok(Self { path, cache_bytes, opened: RwLock::new(Opened { tree, ..Opened::default() }) })
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let opened = self.read();
-        if let Some(old) = opened.shadow.get(key) {
-            return Ok(old.clone());
+        if let Some(committed) = opened.fresh.get(key).or_else(|| opened.frozen.get(key)) {
+            return Ok(committed.clone());
         }
         let found = guarded(&self.path, || opened.tree()?.get(key))?;
         found.map(|sealed| unseal(key, &sealed)).transpose()
@@ -57,47 +64,72 @@ impl Index {
             let next = guarded(&self.path, || if reverse { tree.next_back().transpose() } else { tree.next().transpose() });
             next.and_then(|found| found.map(|(key, sealed)| Ok((key.to_vec(), unseal(&key, &sealed)?))).transpose()).transpose()
         });
-        overlaid(base, &opened.shadow, range, reverse).take(limit).collect()
+        let base = overlaid(base, &opened.frozen, range, reverse);
+        overlaid(base, &opened.fresh, range, reverse).take(limit).collect()
     }
 
-    /// Makes a group durable, then visible. When it fails the index is as before, even if that takes opening it again.
-    pub(super) fn commit(&self, changes: Changes, group: u64) -> Result<(), StoreError> {
-        self.revive()?;
-        let mut shadow = Changes::new();
-        let mut batch = sled::Batch::default();
-        for (key, value) in changes {
-            shadow.insert(key.clone(), self.get(&key)?);
-            match value {
-                Some(value) => batch.insert(key.as_slice(), seal(&key, &value)),
-                None => batch.remove(key.as_slice()),
-            }
-        }
-        self.write().shadow = shadow;
-        let applied = self.apply(batch);
+    /// Makes what the journal has durable visible.
+    pub(super) fn publish(&self, changes: Changes) {
+        self.write().fresh.extend(changes);
+    }
+
+    /// What the next checkpoint brings into the tree: all that is committed, or what an earlier one failed to bring.
+    pub(super) fn freeze(&self) -> Arc<Changes> {
         let mut opened = self.write();
-        let result = match applied {
-            Ok(()) => Ok(()),
+        if opened.frozen.is_empty() {
+            opened.frozen = Arc::new(std::mem::take(&mut opened.fresh));
+        }
+        opened.frozen.clone()
+    }
+
+    /// Brings what is frozen into the tree, durably. When it fails it stays frozen, and the tree is opened again.
+    pub(super) fn thaw(&self) -> Result<(), StoreError> {
+        self.revive()?;
+        let frozen = self.read().frozen.clone();
+        let applied = self.apply(&frozen);
+        let mut opened = self.write();
+        match applied {
+            Ok(()) => {
+                opened.frozen = Arc::default();
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!(%error, "the index failed and is opened again");
                 let failed = opened.tree.take();
                 drop(catch_unwind(AssertUnwindSafe(|| drop(failed))));
                 opened.tree = Some(open_tree(&self.path, self.cache_bytes)?);
-                opened.shadow.clear();
-                // The batch is atomic: it is there or it is not, whatever was reported.
-                if stored_group(&self.path, &opened)? == Some(group) { Ok(()) } else { Err(error) }
+                Err(error)
             }
-        };
-        opened.shadow.clear();
-        result
+        }
     }
 
-    fn apply(&self, batch: sled::Batch) -> Result<(), StoreError> {
+    /// The state of the store last: it says which groups are in the tree.
+    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        let state = key::meta("state");
+        let mut rest = changes.iter().filter(|(key, _)| **key != state).peekable();
+        while rest.peek().is_some() {
+            self.apply_batch(rest.by_ref().take(BATCH))?;
+        }
+        self.sync()?;
+        self.apply_batch(changes.get_key_value(&state).into_iter())?;
+        self.sync()
+    }
+
+    fn apply_batch<'a>(&self, changes: impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(key.as_slice(), seal(key, value)),
+                None => batch.remove(key.as_slice()),
+            }
+        }
         let opened = self.read();
-        guarded(&self.path, || {
-            let tree = opened.tree()?;
-            tree.apply_batch(batch)?;
-            tree.flush()
-        })?;
+        guarded(&self.path, || opened.tree()?.apply_batch(batch))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let opened = self.read();
+        guarded(&self.path, || opened.tree()?.flush().map(drop))?;
         // On Linux sled's flush is sync_file_range, which does not reach through the disk's cache.
         File::open(self.path.join("db")).and_then(|file| file.sync_all()).map_err(|error| StoreError::io(&self.path, &error))
     }
@@ -108,7 +140,6 @@ impl Index {
             let tree = open_tree(&self.path, self.cache_bytes)?;
             let mut opened = self.write();
             opened.tree = Some(tree);
-            opened.shadow.clear();
         }
         Ok(())
     }
@@ -126,12 +157,6 @@ impl Opened {
     fn tree(&self) -> sled::Result<&sled::Db> {
         self.tree.as_ref().ok_or_else(|| sled::Error::Unsupported("the index failed and could not be opened again yet".into()))
     }
-}
-
-fn stored_group(path: &Path, opened: &Opened) -> Result<Option<u64>, StoreError> {
-    let key = key::meta("state");
-    let sealed = guarded(path, || opened.tree()?.get(&key))?;
-    sealed.map(|sealed| Ok(State::decode(&key, &unseal(&key, &sealed)?)?.group)).transpose()
 }
 
 fn open_tree(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::key::{Extent, Fields, Layout};
+use crate::rows::Packing;
 use crate::{StoreError, block};
 
 /// Bytes before the first block.
@@ -33,6 +34,8 @@ pub(crate) trait Files: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// The file cut to `len` bytes, to be continued there.
     fn resume(&self, path: &Path, len: u64) -> io::Result<Box<dyn SegmentFile>>;
+    /// Makes what was appended to a file durable, whoever has it open.
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
     /// Makes names in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Bytes that are free for writing, if that is known.
@@ -60,6 +63,10 @@ impl Files for LocalFiles {
         }
         file.set_len(len)?;
         Ok(Box::new(file))
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::options().append(true).open(path)?.sync_data()
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
@@ -107,6 +114,16 @@ impl Codec {
 
     fn from_code(code: u8) -> Option<Self> {
         [Self::None, Self::Zlib, Self::Lz4].into_iter().find(|codec| codec.code() == code)
+    }
+}
+
+impl From<Packing> for Codec {
+    fn from(packing: Packing) -> Self {
+        match packing {
+            Packing::None => Self::None,
+            Packing::Zlib => Self::Zlib,
+            Packing::Lz4 => Self::Lz4,
+        }
     }
 }
 
@@ -322,6 +339,20 @@ impl Segments {
         }
         cache.insert(id, file.clone());
         Ok(file)
+    }
+
+    /// Puts a block where it was before a crash.
+    pub(super) fn restore(&self, id: u64, offset: u64, block: &[u8]) -> Result<(), StoreError> {
+        let path = self.path(id);
+        let put = || -> io::Result<()> {
+            let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            if offset == HEADER {
+                file.write_all(&file_header(&self.identity, id))?;
+            }
+            file.seek(SeekFrom::Start(offset))?;
+            file.write_all(block)
+        };
+        put().map_err(|error| StoreError::io(&path, &error))
     }
 
     /// Deletes a segment that nothing refers to. If that fails it is tried again when the store is opened.

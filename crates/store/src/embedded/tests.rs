@@ -196,6 +196,10 @@ impl Files for FaultyFiles {
         LocalFiles.resume(path, len).map(|file| self.wrap(file))
     }
 
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        LocalFiles.sync_file(path)
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         LocalFiles.sync_folder(folder)
     }
@@ -248,9 +252,10 @@ fn a_full_disk_fails_the_group_and_loses_nothing() {
                 Err(other) => panic!("{other}"),
             }
         }
-        // Records alone need no segment: they still go through.
-        put(&store, "while full").wait().unwrap();
+        // Records alone need the journal, which has no space either.
+        assert!(matches!(put(&store, "while full").wait(), Err(StoreError::Full { .. })));
         files.budget.store(i64::MAX, Ordering::Relaxed);
+        put(&store, "again").wait().unwrap();
     }
     append(&store, "t", acknowledged, 1).unwrap();
     let mut store = store;

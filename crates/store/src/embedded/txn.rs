@@ -11,8 +11,11 @@ use super::key::{self, Extent, KeyRange, Kind, Layout as _, Object, State, Usage
 use super::segment::{Codec, HEADER, Owner, decode_block, encode_block};
 use super::view::{CommittedBlocks, Stored, View, apart_record, inline_record, parse_record};
 use super::{INLINE_VALUE, Shared};
-use crate::block::{verified_bytes, verified_rows};
-use crate::{BlockEncoding, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, StoreError, TableInfo, Txn, UploadInfo};
+use crate::block::verified_bytes;
+use crate::rows::pack;
+use crate::{
+    BlockEncoding, CheckedRows, ObjectName, Reader, Record, RowBlock, RowBlocks, Scan, Space, StoreError, TableInfo, Txn, UploadInfo,
+};
 
 /// Changes that are not committed.
 pub(super) struct Layer {
@@ -94,12 +97,8 @@ impl<'a> EmbeddedTxn<'a> {
     }
 
     fn stage_plain(&mut self, owner: Option<Owner>, plain: &[u8], rows: u32) -> Result<Extent, StoreError> {
-        let packed = lz4_flex::block::compress(plain);
-        if packed.len() < plain.len() {
-            self.stage(owner, Codec::Lz4, &packed, plain.len(), rows)
-        } else {
-            self.stage(owner, Codec::None, plain, plain.len(), rows)
-        }
+        let (packed, packing) = pack(Bytes::copy_from_slice(plain));
+        self.stage(owner, packing.into(), &packed, plain.len(), rows)
     }
 
     /// Nothing refers to the block any more. Returns whether its segment became empty.
@@ -293,13 +292,26 @@ impl Txn for EmbeddedTxn<'_> {
         if let Some(expected) = expected.filter(|expected| *expected != stored) {
             return Err(StoreError::OutOfSequence { expected, stored });
         }
-        let plain = verified_rows(&block, &self.shared.limits)?;
-        self.spend(block.data.len())?;
-        if block.count > 0 {
+        let rows = CheckedRows::of_block(block, &self.shared.limits)?;
+        self.append_checked(org, table, Some(stored), rows)
+    }
+
+    fn append_checked(&mut self, org: &OrgId, table: &ObjectName, expected: Option<u64>, rows: CheckedRows) -> Result<u64, StoreError> {
+        self.shared.limits.check_name(table)?;
+        let found = self.object(org, table, Kind::Table)?;
+        let stored = found.map_or(0, |object| object.end);
+        if let Some(expected) = expected.filter(|expected| *expected != stored) {
+            return Err(StoreError::OutOfSequence { expected, stored });
+        }
+        self.spend(rows.held())?;
+        if rows.count() > 0 {
             let mut object = found.map_or_else(|| self.new_object(), Ok)?;
-            let extent = self.stage_delivered(Owner { object: object.id, position: stored }, &block, &plain, block.count)?;
+            let (data, packing) = rows.packed();
+            let plain = usize::try_from(rows.plain_len()).unwrap_or(usize::MAX);
+            let owner = Owner { object: object.id, position: stored };
+            let extent = self.stage(Some(owner), packing.into(), data, plain, rows.count())?;
             self.set(key::extent(object.id, stored), Some(extent.encode()));
-            object.end = stored.saturating_add(u64::from(block.count));
+            object.end = stored.saturating_add(u64::from(rows.count()));
             object.bytes = object.bytes.saturating_add(u64::from(extent.plain));
             self.set(key::object(org, table, Kind::Table), Some(object.encode()));
         }

@@ -1,13 +1,18 @@
-//! The writer thread: it gathers waiting transactions into groups, and a group costs one sync of the segment and one of the index.
+//! The writer thread: it gathers waiting transactions into groups, and a group costs one sync of the journal.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::check::check;
+use super::journal::{self, Blocks, Journal};
 use super::key::{self, KeyRange, Layout as _, State};
 use super::segment::{Files, HEADER, SegmentFile, file_header};
 use super::txn::{EmbeddedTxn, Layer};
@@ -25,6 +30,14 @@ const REAP_EVERY: u32 = 16;
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Blocks are handed to the file in pieces of about this size.
 const WRITE: usize = 1 << 20;
+
+/// Bytes of changes after which a checkpoint begins, and after which groups wait for it.
+const FRESH_BYTES: usize = 8 << 20;
+const MOST_FRESH_BYTES: usize = 64 << 20;
+/// With nothing to do for so long, a checkpoint is made.
+const IDLE: Duration = Duration::from_millis(500);
+/// Blocks of a group with more bytes are synced where they lie; those of a smaller one go through the journal, which saves a sync.
+const JOURNALED: usize = 1 << 20;
 
 /// Resolves a ticket.
 pub(super) type Resolver = oneshot::Sender<Result<(), StoreError>>;
@@ -53,6 +66,30 @@ pub(super) struct Writer {
     dead: bool,
     pause: Duration,
     groups: u32,
+    journal: Journal,
+    /// Bytes that the journal holds and no checkpoint has begun to bring to their places.
+    fresh: usize,
+    /// Segments with blocks that are durable in the journal only.
+    dirty: BTreeSet<u64>,
+    checkpoint: Option<Checkpoint>,
+    /// What a checkpoint failed to do.
+    unfinished: Option<Scope>,
+    /// Not before this, after one that failed.
+    retry_at: Option<Instant>,
+}
+
+/// A checkpoint at work.
+struct Checkpoint {
+    thread: JoinHandle<Result<(), StoreError>>,
+    scope: Scope,
+}
+
+/// What a checkpoint is about.
+struct Scope {
+    /// The journals up to this one are not needed afterwards.
+    generation: u64,
+    /// Segments to sync.
+    dirty: BTreeSet<u64>,
 }
 
 /// The segment that is open for writing.
@@ -83,8 +120,22 @@ enum Next {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, files: Arc<dyn Files>) -> Self {
-        Self { shared, files, current: None, abandon: false, dead: true, pause: Duration::ZERO, groups: 0 }
+    pub(super) fn new(shared: Arc<Shared>, files: Arc<dyn Files>, journal: Journal) -> Self {
+        Self {
+            shared,
+            files,
+            current: None,
+            abandon: false,
+            dead: true,
+            pause: Duration::ZERO,
+            groups: 0,
+            journal,
+            fresh: 0,
+            dirty: BTreeSet::new(),
+            checkpoint: None,
+            unfinished: None,
+            retry_at: None,
+        }
     }
 
     /// Serves until every sender of the queue is gone and the queue is empty.
@@ -93,20 +144,22 @@ impl Writer {
             match self.next(queue) {
                 Next::Command(Command::Run(work, resolver)) => self.group(work, resolver, queue),
                 Next::Command(Command::Do(errand)) => self.run_errand(errand),
-                Next::Idle => self.reap_step(),
-                Next::Closed => return,
+                Next::Idle if self.dead => self.reap_step(),
+                // Failures are logged, and what is committed stays in the journal.
+                Next::Idle => drop(self.start_checkpoint()),
+                Next::Closed => return drop(self.checkpoint()),
             }
         }
     }
 
     fn next(&mut self, queue: &Receiver<Command>) -> Next {
-        if !self.dead {
+        if !self.dead && self.fresh == 0 && self.checkpoint.is_none() && self.unfinished.is_none() {
             return queue.recv().map_or(Next::Closed, Next::Command);
         }
-        if self.groups >= REAP_EVERY {
+        if self.dead && self.groups >= REAP_EVERY {
             return Next::Idle;
         }
-        match queue.recv_timeout(self.pause) {
+        match queue.recv_timeout(if self.dead { self.pause } else { IDLE }) {
             Ok(command) => Next::Command(command),
             Err(RecvTimeoutError::Timeout) => Next::Idle,
             Err(RecvTimeoutError::Disconnected) => Next::Closed,
@@ -147,6 +200,14 @@ impl Writer {
 
     fn begin(&mut self) -> Result<Layer, StoreError> {
         self.shared.index.revive()?;
+        if self.journal.is_broken() {
+            self.journal.rotate();
+        }
+        if self.fresh >= MOST_FRESH_BYTES {
+            self.checkpoint()?;
+        } else if self.fresh >= FRESH_BYTES {
+            self.start_checkpoint()?;
+        }
         let mut state = self.shared.state()?;
         if self.abandon {
             state.segment = state.segment.checked_add(1).ok_or(StoreError::Closed)?;
@@ -168,21 +229,94 @@ impl Writer {
             return Ok(());
         }
         self.check_space(group.bytes)?;
-        if let Err(error) = self.write_blocks(&group) {
+        let has_blocks = !group.staged.is_empty();
+        let result = self.write(group);
+        if result.is_ok() {
+            self.abandon = false;
+        } else if has_blocks {
             self.abandon = true;
             self.current = None;
-            return Err(error);
-        }
-        let mut changes = group.changes;
-        let state = State { group: group.state.group.checked_add(1).ok_or(StoreError::Closed)?, ..group.state };
-        changes.insert(key::meta("state"), Some(state.encode()));
-        let result = self.shared.index.commit(changes, state.group);
-        match result {
-            Ok(()) => self.abandon = false,
-            // The next group cuts the file back to what is committed.
-            Err(_) => self.current = None,
         }
         result
+    }
+
+    fn write(&mut self, group: Layer) -> Result<(), StoreError> {
+        let through_journal = group.staged.values().map(Bytes::len).sum::<usize>() <= JOURNALED;
+        self.write_blocks(&group)?;
+        if !through_journal && let Some(current) = &mut self.current {
+            current.sync().map_err(|error| StoreError::io(self.shared.segments.folder(), &error))?;
+        }
+        let Layer { mut changes, staged, state, bytes } = group;
+        let state = State { group: state.group.checked_add(1).ok_or(StoreError::Closed)?, ..state };
+        changes.insert(key::meta("state"), Some(state.encode()));
+        if through_journal {
+            self.journal.append(state.group, &changes, &staged)?;
+            self.dirty.extend(staged.keys().map(|(segment, _)| *segment));
+        } else {
+            self.journal.append(state.group, &changes, &Blocks::new())?;
+        }
+        // Keys and the memory around an entry count too.
+        self.fresh = self.fresh.saturating_add(bytes).saturating_add(changes.len().saturating_mul(100));
+        self.shared.index.publish(changes);
+        Ok(())
+    }
+
+    /// Brings everything that is committed to its place, and empties the journal.
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        // Whether one at work fails shows when it is taken up again.
+        drop(self.end_checkpoint(true));
+        self.retry_at = None;
+        while self.fresh > 0 || self.unfinished.is_some() {
+            self.start_checkpoint()?;
+            self.end_checkpoint(true)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a checkpoint beside the groups that follow, unless one is at work, there is nothing to do, or the last one failed just now.
+    fn start_checkpoint(&mut self) -> Result<(), StoreError> {
+        drop(self.end_checkpoint(false));
+        let early = self.retry_at.is_some_and(|at| Instant::now() < at);
+        if self.checkpoint.is_some() || early || (self.fresh == 0 && self.unfinished.is_none()) {
+            return Ok(());
+        }
+        let scope = self.unfinished.take().unwrap_or_else(|| {
+            self.fresh = 0;
+            Scope { generation: self.journal.rotate(), dirty: std::mem::take(&mut self.dirty) }
+        });
+        self.shared.index.freeze();
+        let (shared, files, dirty) = (self.shared.clone(), self.files.clone(), scope.dirty.clone());
+        let spawned = thread::Builder::new().name("store-checkpoint".into()).spawn(move || bring_home(&shared, &*files, &dirty));
+        match spawned {
+            Ok(thread) => {
+                self.checkpoint = Some(Checkpoint { thread, scope });
+                Ok(())
+            }
+            Err(error) => {
+                self.unfinished = Some(scope);
+                Err(StoreError::io(self.shared.segments.folder(), &error))
+            }
+        }
+    }
+
+    /// Ends a checkpoint that is done, or waits for it.
+    fn end_checkpoint(&mut self, wait: bool) -> Result<(), StoreError> {
+        let Some(Checkpoint { thread, scope }) = self.checkpoint.take_if(|running| wait || running.thread.is_finished()) else {
+            return Ok(());
+        };
+        match thread.join().unwrap_or(Err(StoreError::Panicked)) {
+            Ok(()) => {
+                self.retry_at = None;
+                self.journal.remove(scope.generation);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a checkpoint failed: what is committed stays in the journal");
+                self.unfinished = Some(scope);
+                self.retry_at = Instant::now().checked_add(PAUSE_AFTER_FAILURE);
+                Err(error)
+            }
+        }
     }
 
     /// Refuses before sled meets the full disk: it would have to be opened again.
@@ -204,7 +338,7 @@ impl Writer {
             return Ok(());
         }
         match &mut self.current {
-            Some(current) => current.sync().map_err(|error| StoreError::io(self.shared.segments.folder(), &error)),
+            Some(current) => current.write_out().map_err(|error| StoreError::io(self.shared.segments.folder(), &error)),
             None => Ok(()),
         }
     }
@@ -271,6 +405,10 @@ impl Writer {
         let own = txn.finish()?;
         group.absorb(own);
         self.commit(group)?;
+        if !freed.is_empty() {
+            // A crash must not find the journal speaking of a segment that is gone.
+            self.checkpoint()?;
+        }
         for id in freed {
             self.shared.segments.remove(id);
         }
@@ -282,6 +420,38 @@ impl Writer {
 /// Nobody may be waiting for it.
 fn resolve(resolver: Resolver, result: Result<(), StoreError>) {
     drop(resolver.send(result));
+}
+
+/// What a checkpoint does: blocks are synced where they lie, then the index learns of them.
+fn bring_home(shared: &Shared, files: &dyn Files, dirty: &BTreeSet<u64>) -> Result<(), StoreError> {
+    for id in dirty {
+        let path = shared.segments.path(*id);
+        files.sync_file(&path).map_err(|error| StoreError::io(&path, &error))?;
+    }
+    shared.index.thaw()
+}
+
+/// Brings what a crash left in the journals to its place. Returns the newest generation that was there.
+pub(super) fn replay(shared: &Shared, files: &dyn Files, folder: &Path) -> Result<u64, StoreError> {
+    let failed = |error: std::io::Error| StoreError::io(folder, &error);
+    let last = journal::generations(folder).map_err(failed)?.last().copied().unwrap_or_default();
+    let groups = journal::groups_after(folder, shared.segments.identity(), shared.state()?.group)?;
+    if !groups.is_empty() {
+        tracing::info!(groups = groups.len(), "taking over what the journal holds");
+        let mut dirty = BTreeSet::new();
+        for group in groups {
+            for ((segment, offset), block) in &group.blocks {
+                shared.segments.restore(*segment, *offset, block)?;
+                dirty.insert(*segment);
+            }
+            shared.index.publish(group.changes);
+        }
+        files.sync_folder(shared.segments.folder()).map_err(failed)?;
+        shared.index.freeze();
+        bring_home(shared, files, &dirty)?;
+    }
+    journal::remove(folder, last);
+    Ok(last)
 }
 
 /// Removes files that no committed group refers to, and cuts what a crash left behind the end of the last segment.

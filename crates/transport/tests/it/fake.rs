@@ -149,7 +149,12 @@ pub(crate) struct Frontend {
 
 /// Bounds that let a test end soon.
 pub(crate) fn limits() -> FrontendLimits {
-    FrontendLimits { poll_jitter: Duration::ZERO, connections_per_second: 1000, ..FrontendLimits::default() }
+    FrontendLimits {
+        poll_jitter: Duration::ZERO,
+        connections_per_second: 1000,
+        head_delay: Duration::from_millis(5),
+        ..FrontendLimits::default()
+    }
 }
 
 pub(crate) async fn start(endpoint: Fake, limits: FrontendLimits, tls: Option<ServerTls>) -> Frontend {
