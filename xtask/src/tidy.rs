@@ -27,6 +27,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("talon-transport", 2),
     ("talon-endpoint-vql", 3),
     ("talon-auth", 3),
+    ("talon-language-server", 3),
     ("talon-server", 4),
     ("talon-client", 4),
     ("talon-server-vql", 5),

@@ -52,8 +52,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Vql(VqlVerb),
     /// Lists, shows and verifies artifacts.
-    #[command(subcommand)]
-    Artifacts(ArtifactsVerb),
+    Artifacts(ArtifactsArgs),
     /// Proves what happened.
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -211,26 +210,58 @@ pub(crate) enum Format {
 /// `vql …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum VqlVerb {
-    /// Says whether a text is VQL, and prints its canonical form.
+    /// Says whether a text is VQL, prints its canonical form, and says on stderr what will not work.
     Parse {
-        /// The text; a file with @FILE, stdin with -.
+        /// A file, the text itself, or - for stdin.
         vql: String,
+        /// A folder or zip file of artifacts that queries may refer to.
+        #[arg(long, value_name = "DIR")]
+        definitions: Vec<PathBuf>,
     },
     /// Prints a text in the house style.
     Reformat {
-        /// The text; a file with @FILE, stdin with -.
+        /// A file, the text itself, or - for stdin.
         vql: String,
     },
-    /// Lists the plugins and functions of agents.
+    /// Lists the plugins and functions.
     List,
-    /// Prints the reference of all plugins and functions as JSON.
-    Export,
+    /// Prints the reference of all plugins and functions.
+    Export {
+        /// The form of the reference.
+        #[arg(long, value_enum, default_value_t = ReferenceFormat::Json)]
+        format: ReferenceFormat,
+    },
+    /// Serves editors: speaks the language server protocol on stdin and stdout.
+    Lsp {
+        /// A folder or zip file of artifacts that queries may refer to.
+        #[arg(long, value_name = "DIR")]
+        definitions: Vec<PathBuf>,
+    },
+}
+
+/// The form of the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReferenceFormat {
+    /// One array, for programs.
+    Json,
+    /// A page, for people.
+    Markdown,
 }
 
 /// `artifacts …`
+#[derive(Debug, Args)]
+pub(crate) struct ArtifactsArgs {
+    /// A folder or zip file of artifacts, beside the built-in ones.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) definitions: Vec<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) verb: ArtifactsVerb,
+}
+
+/// The verbs of `artifacts`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArtifactsVerb {
-    /// Lists the built-in artifacts.
+    /// Lists the artifacts.
     List {
         /// A regular expression on the name.
         pattern: Option<String>,
@@ -240,10 +271,9 @@ pub(crate) enum ArtifactsVerb {
         /// Its name.
         name: String,
     },
-    /// Checks definitions.
+    /// Checks definitions, and says what they call that this program does not have.
     Verify {
-        /// YAML files.
-        #[arg(required = true)]
+        /// YAML files, folders or zip files of them; without any, those of --definitions.
         files: Vec<PathBuf>,
     },
 }
@@ -262,6 +292,29 @@ pub(crate) enum AuditVerb {
         /// A checkpoint that was kept elsewhere and that the log must continue.
         #[arg(long, value_name = "FILE", conflicts_with = "proof")]
         checkpoint: Option<PathBuf>,
+        /// The public key of a witness that has to have signed the checkpoint; may be repeated.
+        #[arg(long, value_name = "FILE", requires = "checkpoint")]
+        witness: Vec<PathBuf>,
+        /// How many of the witnesses have to have signed; all of them when not given.
+        #[arg(long, value_name = "N", requires = "witness")]
+        quorum: Option<usize>,
+    },
+    /// Prints the newest checkpoint, to be kept elsewhere or signed by witnesses.
+    Checkpoint,
+    /// Says how long the log is and how far its copies are.
+    Status,
+    /// Writes the log as static files that any tlog-tiles client can follow, without the details of records.
+    Export {
+        /// The folder, which must be empty or not be there.
+        folder: PathBuf,
+    },
+    /// Erases the details of a record for good, and records that; all proofs stay valid. The server must not be running.
+    Redact {
+        /// The record's number; the first is 0.
+        index: u64,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
     },
     /// Writes a proof that a record is in the log.
     Prove {
@@ -355,9 +408,13 @@ mod tests {
             "talon vql reformat @f.vql",
             "talon vql list",
             "talon vql export",
+            "talon vql export --format markdown",
+            "talon vql lsp --definitions pack",
             "talon artifacts list",
             "talon artifacts show Generic.Client.Info",
             "talon artifacts verify a.yaml b.yaml",
+            "talon artifacts verify --definitions pack.zip",
+            "talon artifacts --definitions pack list",
             "talon -c s.yaml audit verify",
             "talon audit verify --proof f --key k",
             "talon -c s.yaml audit prove 7 --output f",
@@ -386,7 +443,6 @@ mod tests {
             "talon query SELECT --format xml",
             "talon audit prove x",
             "talon audit verify --proof f",
-            "talon artifacts verify",
             "talon --no-such-flag version",
         ] {
             assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");

@@ -1,25 +1,27 @@
-//! `talon artifacts …`: the built-in artifacts, and the check of definitions before they are used.
+//! `talon artifacts …`: the artifacts of the program and of packs, and the check of definitions before they are used.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use talon_artifacts::{Definition, Layer, Repository, lint_text};
+use anyhow::{Result, anyhow, bail};
+use talon_artifacts::{Layer, Library, Pack, Repository, Rule, Severity, lint_text};
 
-use crate::arguments::ArtifactsVerb;
+use crate::arguments::{ArtifactsArgs, ArtifactsVerb};
+use crate::builtins::complete;
+use crate::language::repository;
 use crate::output::{print, print_line};
 
-pub(crate) fn run(verb: ArtifactsVerb) -> Result<()> {
-    match verb {
-        ArtifactsVerb::List { pattern } => list(pattern.as_deref()),
-        ArtifactsVerb::Show { name } => show(&name),
-        ArtifactsVerb::Verify { files } => verify(&files),
+pub(crate) fn run(arguments: &ArtifactsArgs) -> Result<()> {
+    match &arguments.verb {
+        ArtifactsVerb::List { pattern } => list(&repository(&arguments.definitions)?, pattern.as_deref()),
+        ArtifactsVerb::Show { name } => show(&repository(&arguments.definitions)?, name),
+        ArtifactsVerb::Verify { files } => verify(files, &arguments.definitions),
     }
 }
 
-fn list(pattern: Option<&str>) -> Result<()> {
+fn list(repository: &Repository, pattern: Option<&str>) -> Result<()> {
     let matcher =
         talon_vql::regex::Regex::ignoring_case(pattern.unwrap_or_default().as_bytes()).map_err(|error| anyhow!("the pattern: {error}"))?;
-    for (name, entry) in Repository::with_built_ins().entries() {
+    for (name, entry) in repository.entries() {
         if matcher.is_match(name.as_bytes()) {
             print_line(&format!("{name} ({})", entry.definition.kind()))?;
         }
@@ -27,8 +29,7 @@ fn list(pattern: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn show(name: &str) -> Result<()> {
-    let repository = Repository::with_built_ins();
+fn show(repository: &Repository, name: &str) -> Result<()> {
     let Some(definition) = repository.get(name) else {
         let entries = repository.entries();
         let known: Vec<&str> = entries.keys().map(String::as_str).collect();
@@ -38,33 +39,58 @@ fn show(name: &str) -> Result<()> {
     print(&definition.proto().raw)
 }
 
-/// Prints findings, one on each line; fails when an artifact would not work. Files may use each other's artifacts.
-fn verify(files: &[PathBuf]) -> Result<()> {
-    let repository = Repository::with_built_ins();
-    let texts = files.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?;
-    for text in &texts {
-        if let Ok(definition) = Definition::from_yaml(text) {
-            drop(repository.set(definition, Layer::Custom));
-        }
+/// How many artifacts the check let pass, and how many call what this program does not have.
+#[derive(Default)]
+struct Tally {
+    sound: usize,
+    elsewhere: usize,
+    wrong: usize,
+    errors: usize,
+}
+
+/// Prints findings, each with its place; fails when an artifact would not work. Files may use each other's artifacts.
+fn verify(files: &[PathBuf], definitions: &[PathBuf]) -> Result<()> {
+    let (paths, known) = if files.is_empty() { (definitions, &[][..]) } else { (files, definitions) };
+    if paths.is_empty() {
+        bail!("name files to check, or a pack with --definitions");
     }
-    let mut errors = 0_usize;
-    for (file, text) in files.iter().zip(&texts) {
-        let findings = lint_text(text, &repository);
-        for finding in &findings {
-            let word = if finding.rule.is_warning() { "warning" } else { "error" };
-            print_line(&format!("{}: {word}: {finding}", file.display()))?;
-        }
-        errors = errors.saturating_add(findings.iter().filter(|finding| !finding.rule.is_warning()).count());
-        if findings.is_empty() {
-            print_line(&format!("{}: ok", file.display()))?;
-        }
+    let repository = repository(known)?;
+    let packs = paths.iter().map(|path| Pack::read(path)).collect::<Result<Vec<_>, _>>()?;
+    for pack in &packs {
+        // What is refused is reported below, with its place.
+        drop(pack.add_to(&repository, Layer::Custom));
     }
-    if errors > 0 {
-        bail!("{errors} errors");
+    let registry = complete();
+    let library = Library::new(&repository).with_registry(&registry);
+    let mut tally = Tally::default();
+    for (path, text) in packs.iter().flat_map(Pack::texts) {
+        check(path, text, &library, &mut tally)?;
+    }
+    if packs.iter().map(|pack| pack.texts().len()).sum::<usize>() > 1 {
+        let Tally { sound, elsewhere, wrong, .. } = tally;
+        print_line(&format!("{sound} artifacts run here, {elsewhere} call what is not available here, {wrong} have errors"))?;
+    }
+    if tally.errors > 0 {
+        bail!("{} errors", tally.errors);
     }
     Ok(())
 }
 
-fn read(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+fn check(path: &Path, text: &str, library: &Library<'_>, tally: &mut Tally) -> Result<()> {
+    let findings = lint_text(text, library).findings;
+    for finding in &findings {
+        print_line(&format!("{}: {}: {}", path.display(), finding.rule.severity().word(), finding.render(text)))?;
+    }
+    let errors = findings.iter().filter(|finding| finding.rule.severity() == Severity::Error).count();
+    tally.errors = tally.errors.saturating_add(errors);
+    let count = match (errors, findings.iter().any(|finding| finding.rule == Rule::NotAvailable)) {
+        (0, false) => &mut tally.sound,
+        (0, true) => &mut tally.elsewhere,
+        _ => &mut tally.wrong,
+    };
+    *count = count.saturating_add(1);
+    if findings.is_empty() {
+        print_line(&format!("{}: ok", path.display()))?;
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod api;
 mod arguments;
 mod artifacts;
 mod audit;
+mod builtins;
 mod config;
 mod deployment;
 mod golden;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         Verb::Acl(verb) => users::acl(&globals, verb),
         Verb::Query(query) => query::run(&globals, &query),
         Verb::Vql(verb) => language::run(verb),
-        Verb::Artifacts(verb) => artifacts::run(verb),
+        Verb::Artifacts(arguments) => artifacts::run(&arguments),
         Verb::Audit(verb) => audit::run(&globals, verb),
         Verb::Store(verb) => store::run(&globals, verb),
         Verb::Golden(arguments) => golden::run(&arguments),

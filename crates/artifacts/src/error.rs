@@ -1,5 +1,7 @@
 //! What can be wrong with an artifact, by who can cure it.
 
+use std::path::PathBuf;
+
 use talon_ids::Permission;
 use talon_vql::SyntaxError;
 
@@ -102,6 +104,14 @@ pub enum ArtifactError {
         artifact: String,
         /// The tool.
         tool: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The environment: a folder or a file of definitions cannot be read, or is no pack.
+    #[error("{}: {problem}", .path.display())]
+    Pack {
+        /// The folder or file.
+        path: PathBuf,
         /// What is wrong.
         problem: String,
     },

@@ -1,5 +1,5 @@
 //! Artifacts: named, parameterised queries. Reads and checks definitions, keeps them in layers, and compiles requests into the
-//! queries that an agent or the server runs. Floor 2; no I/O, no clock.
+//! queries that an agent or the server runs. No clock, and no I/O but that of [`Pack`].
 //!
 //! ```
 //! use talon_artifacts::{Compiler, Repository};
@@ -13,11 +13,13 @@
 //! ```
 
 mod access;
+mod blocks;
 mod builtin;
 mod compile;
 mod definition;
 mod error;
 mod lint;
+mod pack;
 mod parameter;
 mod references;
 mod reformat;
@@ -27,11 +29,13 @@ mod verify;
 mod yaml;
 
 pub use access::check_access;
+pub use blocks::query_ranges;
 pub use builtin::{is_queue, queues};
 pub use compile::{Batching, CollectionLimits, Compiler, Lookup, Obfuscate, Requested, ToolEnvironment};
 pub use definition::{ArtifactType, Definition, Source};
 pub use error::ArtifactError;
-pub use lint::{Finding, Rule, lint, lint_text};
+pub use lint::{Finding, Library, Report, Rule, Severity, lint, lint_text, lint_vql};
+pub use pack::Pack;
 pub use parameter::{Parameter, ParameterType};
 pub use references::{Reference, references};
 pub use reformat::reformat;

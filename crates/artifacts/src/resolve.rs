@@ -7,9 +7,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use talon_ids::{ArtifactName, QueryName};
 use talon_vql::ast::Statement;
-use talon_vql::{ArtifactResolver, CallError, CancelToken, Dict, Key, Object, Query, Rows, Scope, StopReason, Value, spawn_query_thread};
+use talon_vql::{
+    ArtifactResolver, CallError, CancelToken, Dict, Key, Object, Query, Registry, Rows, Scope, StopReason, Value, spawn_query_thread,
+};
 
-use crate::{Definition, Repository};
+use crate::{Definition, Library, Repository};
 
 /// How deep artifacts may call each other.
 const MAX_NESTING: usize = 10;
@@ -83,8 +85,8 @@ impl ArtifactResolver for Resolver {
         Ok(statements)
     }
 
-    fn verify(&self, text: &str) -> Result<Dict, CallError> {
-        Ok(crate::verify::verify(text, &self.repository))
+    fn verify(&self, text: &str, registry: &Registry) -> Result<Dict, CallError> {
+        Ok(crate::verify::verify(text, &Library::new(&self.repository).with_registry(registry)))
     }
 
     fn reformat(&self, text: &str) -> Result<String, CallError> {

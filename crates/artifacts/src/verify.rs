@@ -4,23 +4,33 @@ use talon_vql::ast::{Let, Statement};
 use talon_vql::visit::{self, Node};
 use talon_vql::{Dict, Value};
 
-use crate::{Definition, Repository, lint_text};
+use crate::lint::{Library, Severity, lint_text};
+use crate::{Definition, Finding};
 
 /// The report. What there is none of is NULL.
-pub(crate) fn verify(text: &str, repository: &Repository) -> Dict {
-    let (warnings, errors): (Vec<_>, Vec<_>) = lint_text(text, repository).into_iter().partition(|finding| finding.rule.is_warning());
-    let listed = |findings: Vec<crate::Finding>| match findings.as_slice() {
-        [] => Value::Null,
-        findings => Value::list(findings.iter().map(ToString::to_string)),
+pub(crate) fn verify(text: &str, library: &Library<'_>) -> Dict {
+    let report = lint_text(text, library);
+    let listed = |severity| {
+        let mut texts: Vec<String> =
+            report.findings.iter().filter(|finding| finding.rule.severity() == severity).map(Finding::to_string).collect();
+        texts.sort();
+        texts.dedup();
+        or_null(texts)
     };
+    let (errors, warnings) = (listed(Severity::Error), listed(Severity::Warning));
+    let permissions: Vec<&str> = report.permissions.iter().map(|permission| permission.name()).collect();
     let definitions = Definition::from_yaml(text).map(|definition| definitions(&definition)).unwrap_or_default();
     Dict::new()
         .with("Artifact", text)
-        .with("Permissions", Value::Null)
-        .with("Errors", listed(errors))
-        .with("Warnings", listed(warnings))
+        .with("Permissions", or_null(permissions))
+        .with("Errors", errors)
+        .with("Warnings", warnings)
         .with("Definitions", definitions)
-        .with("Suppressions", Value::Null)
+        .with("Suppressions", or_null(report.suppressions))
+}
+
+fn or_null<T: Into<Value>>(items: Vec<T>) -> Value {
+    if items.is_empty() { Value::Null } else { Value::list(items) }
 }
 
 /// The definitions of the artifact by name. The last of a name counts.
@@ -53,9 +63,10 @@ mod tests {
     use talon_vql::json;
 
     use super::*;
+    use crate::Repository;
 
     fn report(text: &str) -> String {
-        let mut report = verify(text, &Repository::with_built_ins());
+        let mut report = verify(text, &Library::new(&Repository::with_built_ins()));
         report.remove("Artifact");
         json::encode(&report.into())
     }

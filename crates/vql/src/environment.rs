@@ -191,12 +191,12 @@ pub trait ArtifactResolver: Send + Sync {
         Err(CallError::Failed(format!("Artifact {name} not found")))
     }
 
-    /// What is wrong with the text of an artifact, and what it defines.
+    /// What is wrong with the text of an artifact whose queries call the built-ins of `registry`, and what it defines.
     ///
     /// # Errors
     /// Nobody here reads artifacts.
-    fn verify(&self, text: &str) -> Result<Dict, CallError> {
-        let _ = text;
+    fn verify(&self, text: &str, registry: &Registry) -> Result<Dict, CallError> {
+        let _ = (text, registry);
         Err("artifacts cannot be verified here".into())
     }
 
@@ -227,6 +227,15 @@ impl Extensions {
     }
 }
 
+/// Lets parts of a query run in another organisation, or as another user, where the host program knows of such.
+pub trait Elsewhere: Send + Sync {
+    /// The environment of a query there; an empty name stays where or who the query is. `cancel` ends that query when its rights are taken away.
+    ///
+    /// # Errors
+    /// A refusal, or that there is nothing of that name.
+    fn environment(&self, org: &str, runas: &str, cancel: &CancelToken) -> Result<Environment, CallError>;
+}
+
 /// Everything that a query gets from the host program. Clones share the budget and the cancel token.
 #[derive(Clone)]
 pub struct Environment {
@@ -236,6 +245,7 @@ pub struct Environment {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) artifacts: Option<Arc<dyn ArtifactResolver>>,
+    pub(crate) elsewhere: Option<Arc<dyn Elsewhere>>,
     pub(crate) extensions: Extensions,
     pub(crate) variables: Dict,
     pub(crate) locals: Dict,
@@ -254,6 +264,7 @@ impl Environment {
             clock: Arc::new(FrozenClock(Time::EPOCH)),
             random: Arc::new(Counter::default()),
             artifacts: None,
+            elsewhere: None,
             extensions: Extensions::default(),
             variables: Dict::new(),
             locals: Dict::new(),
@@ -304,6 +315,13 @@ impl Environment {
         self
     }
 
+    /// Who leads to other organisations and users.
+    #[must_use]
+    pub fn elsewhere(mut self, elsewhere: Arc<dyn Elsewhere>) -> Self {
+        self.elsewhere = Some(elsewhere);
+        self
+    }
+
     /// A value that built-ins of the host program find by its type: [`Scope::extension`].
     #[must_use]
     pub fn extension<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
@@ -325,6 +343,13 @@ impl Environment {
         self
     }
 
+    /// These variables in place of those so far, in their order.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Dict) -> Self {
+        self.variables = variables;
+        self
+    }
+
     /// A variable of the innermost frame, where `LET` puts its names too (`$Query`).
     #[must_use]
     pub fn local(mut self, name: impl Into<Key>, value: impl Into<Value>) -> Self {
@@ -342,6 +367,17 @@ impl Environment {
     /// The token that stops the query.
     #[must_use]
     pub fn cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// The same query goes on in this environment: it logs and counts where `here` does, and `cancel` stops it.
+    #[must_use]
+    pub(crate) fn continuing(mut self, here: &Self, cancel: CancelToken) -> Self {
+        self.log = here.log.clone();
+        self.clock = here.clock.clone();
+        self.random = here.random.clone();
+        self.meter = here.meter.clone();
         self.cancel = cancel;
         self
     }

@@ -234,6 +234,30 @@ impl Registry {
         plugins.chain(functions)
     }
 
+    /// Every name of a kind, also of what cannot be called, sorted.
+    pub fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        let (plugins, functions) = match kind {
+            Kind::Plugin => (Some(self.plugins.keys()), None),
+            Kind::Function => (None, Some(self.functions.keys())),
+        };
+        plugins.into_iter().flatten().chain(functions.into_iter().flatten()).map(String::as_str)
+    }
+
+    /// The platforms on which a built-in exists that does not exist on this one.
+    #[must_use]
+    pub fn platforms(&self, kind: Kind, name: &str) -> Option<&str> {
+        match kind {
+            Kind::Plugin => match self.plugins.get(name)? {
+                Entry::Elsewhere(platforms) => Some(platforms),
+                _ => None,
+            },
+            Kind::Function => match self.functions.get(name)? {
+                Entry::Elsewhere(platforms) => Some(platforms),
+                _ => None,
+            },
+        }
+    }
+
     /// What `version()` gives: −1 for what is known but cannot be called, `None` for what is unknown.
     #[must_use]
     pub fn version(&self, kind: Kind, name: &str) -> Option<i64> {

@@ -28,7 +28,8 @@ struct Inner {
 }
 
 impl SyntaxError {
-    pub(crate) fn new(text: &str, span: Span, message: String) -> Self {
+    /// `message` about the bytes `span` of `text`. Checks that come after parsing report in the same form.
+    pub fn new(text: &str, span: Span, message: String) -> Self {
         let start = floor_boundary(text, span.start as usize);
         let end = floor_boundary(text, span.end as usize).max(start);
         let before = text.get(..start).unwrap_or_default();
@@ -71,7 +72,9 @@ impl SyntaxError {
         Self::new(text, span, message)
     }
 
-    pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
+    /// The same with what the author may have meant.
+    #[must_use]
+    pub fn with_hint(mut self, hint: Option<String>) -> Self {
         self.0.hint = hint;
         self
     }

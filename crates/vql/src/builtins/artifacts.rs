@@ -34,7 +34,7 @@ pub(super) fn register(registry: &mut Registry) {
                 Arg::optional("disable_override", ArgType::Bool, "Not used: checking changes nothing."),
             ])
             .version(2),
-        |call| Ok(resolver(&call)?.verify(&call.string("artifact"))?.into()),
+        |call| Ok(resolver(&call)?.verify(&call.string("artifact"), call.scope().registry())?.into()),
     );
     registry.function(
         Signature::function("reformat", "Formats the queries in the text of an artifact.").args(args![Arg::required(
