@@ -1,6 +1,7 @@
 //! `talon-frontend`: the server. Loads the configuration, binds its listeners, opens the services, serves until a signal comes, drains.
 
 mod api;
+mod feed;
 mod listener;
 mod services;
 
@@ -13,10 +14,15 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use talon_api::ApiListener;
 use talon_config::{EXIT_UNUSABLE, Loader, ServerConfig};
+use talon_endpoint_vql::LogFeed;
 use talon_transport::{FrontendListener, TransportError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::feed::FeedLayer;
 
 /// The server: serves agents and the API in the foreground.
 #[derive(Parser)]
@@ -25,6 +31,9 @@ struct Arguments {
     /// The server's configuration file; without it VELOCIRAPTOR_CONFIG names one.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A folder or zip file of artifacts, which count as built-in.
+    #[arg(long, value_name = "DIR")]
+    definitions: Vec<String>,
     /// Logs more: each request, each connection.
     #[arg(short, long)]
     verbose: bool,
@@ -32,13 +41,19 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let loaded = Loader::from_process().file(arguments.config).load().and_then(ServerConfig::new);
+    let loaded = Loader::from_process().file(arguments.config).load().and_then(|mut configuration| {
+        if !arguments.definitions.is_empty() {
+            let defaults = configuration.stock.defaults.get_or_insert_default();
+            defaults.artifact_definitions_directories.extend(arguments.definitions);
+        }
+        ServerConfig::new(configuration)
+    });
     let config = match loaded {
         Ok(config) => config,
         Err(error) => return unusable(&error.into()),
     };
-    log(arguments.verbose || config.configuration().stock.verbose);
-    match serve(&config) {
+    let feed = log(arguments.verbose || config.configuration().stock.verbose);
+    match serve(&config, feed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.downcast_ref::<Unusable>().is_some() => unusable(&error),
         Err(error) => {
@@ -58,19 +73,23 @@ fn unusable(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(EXIT_UNUSABLE)
 }
 
-fn log(verbose: bool) {
+/// Starts the log; what queries with the right to do so may read of it.
+fn log(verbose: bool) -> Arc<LogFeed> {
     let fallback = if verbose { "debug,h2=info,hyper=info,rustls=info" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(fallback));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+    let feed = Arc::new(LogFeed::default());
+    let lines = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(filter).with(lines).with(FeedLayer::new(Arc::clone(&feed))).init();
+    feed
 }
 
 #[tokio::main]
-async fn serve(config: &ServerConfig) -> Result<()> {
+async fn serve(config: &ServerConfig, feed: Arc<LogFeed>) -> Result<()> {
     talon_transport::install_crypto_provider()?;
     let drain = drain_on_signals()?;
     let agents = FrontendListener::bind(listener::settings(config).context(Unusable)?).await.map_err(by_blame)?;
     let callers = ApiListener::bind(api::settings(config).await.context(Unusable)?).await?;
-    let server = tokio::task::block_in_place(|| services::open(config))?;
+    let (server, _copies_of_the_audit_log) = tokio::task::block_in_place(|| services::open(config, feed))?;
     let api_address = callers.local_addr().map_or_else(|| format!("unix:{}", config.api().bind_address), |address| address.to_string());
     announce(&format!("talon-frontend is ready: agents {}, API {api_address}", agents.local_addr()))?;
     let api = tokio::spawn(callers.serve(api::service(config, server.clone()), drain.clone()));

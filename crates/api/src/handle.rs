@@ -1,11 +1,10 @@
 //! The methods that answer once, after the decision.
 
 use bytes::Bytes;
-use talon_acl::{Policy, Role};
 use talon_audit::Details;
-use talon_ids::{FlowId, OrgId, Target, UserName};
+use talon_ids::{FlowId, Target};
 use talon_proto as proto;
-use talon_server::{LabelOperation, Push, Pusher, UserChange, api_client};
+use talon_server::{LabelOperation, Push, Pusher, api_client};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::decide;
@@ -74,10 +73,10 @@ pub(crate) fn collect_artifact(call: Call, request: proto::ArtifactCollectorArgs
 }
 
 pub(crate) fn cancel_flow(call: Call, request: proto::ApiFlowRequest) -> Result<proto::StartFlowResponse, Status> {
-    let client = decide::client_of(&request.client_id)?;
+    let target = crate::tables::target(&call.session, &request.client_id)?;
     let flow: FlowId = request.flow_id.parse().map_err(|_| Status::not_found(format!("Flow not found: {}", request.flow_id)))?;
     let reason = talon_server::cancelled_by(call.session.principal());
-    call.session.cancel(&client, &flow, &reason).map_err(|error| call.failed(&error))?;
+    call.session.cancel(&target, &flow, &reason).map_err(|error| call.failed(&error))?;
     Ok(proto::StartFlowResponse { flow_id: flow.to_string() })
 }
 
@@ -122,78 +121,6 @@ pub(crate) fn label_clients(call: Call, request: proto::LabelClientsRequest) -> 
         labelled.and_then(talon_server::Pending::wait).map_err(|error| call.failed(&error))?;
     }
     Ok(proto::ApiResponse::default())
-}
-
-pub(crate) fn get_user(call: Call, request: proto::UserRequest) -> Result<proto::VelociraptorUser, Status> {
-    let not_found = || Status::unknown(format!("User not found: {}", request.name));
-    let name: UserName = request.name.parse().map_err(|_| not_found())?;
-    let user = call.session.server().users().user(&name).map_err(|error| call.failed(&error))?.ok_or_else(not_found)?;
-    Ok(proto::VelociraptorUser { name: user.name, ..proto::VelociraptorUser::default() })
-}
-
-pub(crate) fn get_user_roles(call: Call, request: proto::UserRequest) -> Result<proto::UserRoles, Status> {
-    let not_found = || Status::not_found(format!("User not found: {}", request.name));
-    let name: UserName = request.name.parse().map_err(|_| not_found())?;
-    let users = call.session.server().users();
-    let org = call.session.org();
-    if users.user(&name).map_err(|error| call.failed(&error))?.is_none() {
-        return Err(not_found());
-    }
-    let policy = users.policy(org.id(), &name).map_err(|error| call.failed(&error))?.unwrap_or_default();
-    let names = |permissions: talon_ids::Permissions| permissions.iter().map(|permission| permission.name().to_owned()).collect();
-    let listed = talon_ids::Permission::ALL.iter().filter(|permission| **permission != talon_ids::Permission::Publish);
-    Ok(proto::UserRoles {
-        name: request.name,
-        org: org.id().to_string(),
-        org_name: org.name().to_owned(),
-        permissions: names(policy.granted()),
-        roles: policy.roles().iter().map(ToString::to_string).collect(),
-        effective_permissions: names(policy.effective(org.id()).permissions()),
-        all_roles: Role::ALL.iter().map(ToString::to_string).collect(),
-        all_permissions: listed.map(|permission| permission.name().to_owned()).collect(),
-    })
-}
-
-/// Replaces roles and single permissions. Queues that the user may push to stay: the request has no field for them.
-pub(crate) fn set_user_roles(call: Call, request: proto::UserRoles) -> Result<(), Status> {
-    let invalid = |error: talon_acl::PolicyError| Status::unknown(error.to_string());
-    let name: UserName = request.name.parse().map_err(|_| Status::unknown(format!("User not found: {}", request.name)))?;
-    let org = org_of(&call, &request.org)?;
-    let unknown = |_| Status::unknown("Unknown permission");
-    let granted = request.permissions.iter().map(|name| name.parse()).collect::<Result<_, _>>().map_err(unknown)?;
-    let policy = Policy::of_role_names(request.roles.iter().map(String::as_str)).map_err(invalid)?.with_permissions(granted);
-    let kept = call.session.server().users().policy(&org, &name).map_err(|error| call.failed(&error))?.unwrap_or_default();
-    let policy = kept.publish_queues().iter().fold(policy, |policy, queue| policy.with_queue(queue.as_str()));
-    change(&call, "user_grant", &[org], UserChange { policy: Some(policy), ..UserChange::of(name) })
-}
-
-pub(crate) fn create_user(call: Call, request: proto::UpdateUserRequest) -> Result<(), Status> {
-    let name: UserName = request.name.parse().map_err(|_| Status::unknown(format!("Unacceptable username {}", request.name)))?;
-    let mut orgs = request.orgs.iter().map(|org| org_of(&call, org)).collect::<Result<Vec<_>, _>>()?;
-    if orgs.is_empty() {
-        orgs.push(call.session.org().id().clone());
-    }
-    let policy = Policy::of_role_names(request.roles.iter().map(String::as_str)).map_err(|error| Status::unknown(error.to_string()))?;
-    change(&call, "user_create", &orgs, UserChange { create: request.add_new_user, policy: Some(policy), ..UserChange::of(name) })
-}
-
-fn org_of(call: &Call, text: &str) -> Result<OrgId, Status> {
-    if text.is_empty() { Ok(call.session.org().id().clone()) } else { text.parse().map_err(|_| Status::unknown("Org not found")) }
-}
-
-fn change(call: &Call, operation: &str, orgs: &[OrgId], change: UserChange) -> Result<(), Status> {
-    let server = call.session.server();
-    let right = server.users().right_over(call.session.principal(), orgs).map_err(|error| call.failed(&error))?;
-    let roles = change.policy.iter().flat_map(|policy| policy.roles()).map(ToString::to_string);
-    let granted =
-        change.policy.iter().flat_map(|policy| policy.granted().iter().collect::<Vec<_>>()).map(|permission| permission.to_string());
-    let details = Details::new()
-        .text("username", change.user.as_str())
-        .list("acl", roles.chain(granted))
-        .list("org_ids", orgs.iter().map(OrgId::as_str));
-    let receipt = call.session.record(operation, details).map_err(|error| call.failed(&error))?;
-    let changed = server.users().change(&right, receipt, change, &talon_crypto::SystemRng);
-    changed.and_then(talon_server::Pending::wait).map_err(|error| call.failed(&error))
 }
 
 pub(crate) fn reformat_vql(_: Call, request: proto::ReformatVqlMessage) -> Result<proto::ReformatVqlMessage, Status> {

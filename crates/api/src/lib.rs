@@ -3,17 +3,26 @@
 //! Every call passes one gate: the caller is looked up, the method's row is decided, a refusal is put on record. A method that has no row
 //! does not compile. What callers are told follows stock servers, so that stock clients understand it.
 
+mod artifacts;
 mod connect;
 mod decide;
+mod exports;
 mod handle;
+mod hunts;
 mod identity;
 mod listener;
+mod lookups;
 mod methods;
+mod monitoring;
+mod notebooks;
 mod parts;
 mod query;
+mod secrets;
 mod service;
 mod status;
 mod stored;
+mod tables;
+mod users;
 mod watch;
 
 pub use connect::{ApiKey, MAX_ANSWER, connect};

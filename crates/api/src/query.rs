@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use talon_audit::Details;
 use talon_proto::{VqlCollectorArgs, VqlRequest};
-use talon_server::Session;
+use talon_server::{Session, Supervised};
 use talon_vql::{CancelToken, Environment, Key, LogSink, Query, StopReason, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Request, Response, Status};
@@ -42,7 +42,9 @@ pub(crate) async fn run(service: &ApiService, request: Request<VqlCollectorArgs>
     let (items_in, items) = mpsc::channel(AHEAD);
     let (out, responses) = mpsc::channel(2);
 
-    let running = Running { session, environment, request, items: items_in, cancel: cancel.clone(), _slot: slot };
+    let ended = cancel.clone();
+    let supervised = session.supervise(move |reason| ended.cancel(reason));
+    let running = Running { _supervised: supervised, session, environment, request, items: items_in, cancel: cancel.clone(), _slot: slot };
     let started = talon_vql::spawn_query_thread("api-query", move || running.run());
     started.map_err(|error| Status::resource_exhausted(format!("no thread for the query: {error}")))?;
 
@@ -66,6 +68,8 @@ struct Running {
     items: mpsc::Sender<Item>,
     cancel: CancelToken,
     _slot: OwnedSemaphorePermit,
+    /// Ends the query when a right of its principal is taken away.
+    _supervised: Supervised,
 }
 
 /// Log lines join the rows, in the order in which they were written.

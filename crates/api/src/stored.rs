@@ -62,7 +62,8 @@ fn path(request: &VfsFileBuffer) -> Vec<String> {
 
 fn locate(org: &Org, path: &[String]) -> Option<Stored> {
     let parts: Vec<&str> = path.iter().map(String::as_str).collect();
-    let flow = |client: &str, flow: &str| Some((org.parse_client(client).ok().map(Target::Client)?, flow.parse::<FlowId>().ok()?));
+    let target = |client: &str| if client == "server" { Some(Target::Server) } else { org.parse_client(client).ok().map(Target::Client) };
+    let flow = |client: &str, flow: &str| Some((target(client)?, flow.parse::<FlowId>().ok()?));
     let rows = |target: &Target, flow_id: &FlowId, name: String| {
         let query: QueryName = name.parse().ok()?;
         Some(Stored::Table(talon_server::flow_rows(target, flow_id, &query)))
@@ -84,6 +85,8 @@ fn locate(org: &Org, path: &[String]) -> Option<Stored> {
             let (target, flow_id) = flow(client, flow_id)?;
             Some(Stored::Table(talon_server::flow_uploads(&target, &flow_id)))
         }
+        // An archive is there when it is whole.
+        ["downloads", rest @ ..] if !rest.is_empty() => Some(Stored::File(org.id().clone(), talon_server::download(rest))),
         ["clients", client, "collections", flow_id, "uploads", accessor, file @ ..] if !file.is_empty() => {
             let (target, flow_id) = flow(client, flow_id)?;
             let upload = talon_ids::UploadPath::new(accessor, file.iter().map(|part| (*part).to_owned()).collect()).ok()?;

@@ -6,12 +6,14 @@ use crate::Definition;
 
 /// File and text of each definition.
 const TEXTS: &[(&str, &str)] = &[
+    ("Elastic/Events/Upload.yaml", include_str!("../definitions/Elastic/Events/Upload.yaml")),
     ("Generic/Client/Info.yaml", include_str!("../definitions/Generic/Client/Info.yaml")),
     ("Generic/Client/Stats.yaml", include_str!("../definitions/Generic/Client/Stats.yaml")),
     ("Generic/Utils/Crypto.yaml", include_str!("../definitions/Generic/Utils/Crypto.yaml")),
     ("Linux/Search/FileFinder.yaml", include_str!("../definitions/Linux/Search/FileFinder.yaml")),
     ("Linux/Sys/Pslist.yaml", include_str!("../definitions/Linux/Sys/Pslist.yaml")),
     ("Linux/Sys/Users.yaml", include_str!("../definitions/Linux/Sys/Users.yaml")),
+    ("Server/Alerts/Notification.yaml", include_str!("../definitions/Server/Alerts/Notification.yaml")),
     ("Server/Audit/Logs.yaml", include_str!("../definitions/Server/Audit/Logs.yaml")),
     ("Server/Internal/Alerts.yaml", include_str!("../definitions/Server/Internal/Alerts.yaml")),
     ("Server/Internal/ArtifactModification.yaml", include_str!("../definitions/Server/Internal/ArtifactModification.yaml")),

@@ -165,6 +165,23 @@ impl Repository {
         }
     }
 
+    /// Replaces what is noted of an artifact beside its definition: whether it is shown, basic, its tags. Built-in artifacts have notes too.
+    ///
+    /// # Errors
+    /// It is not known here.
+    pub fn set_metadata(&self, name: &str, metadata: proto::ArtifactMetadata) -> Result<Arc<Definition>, ArtifactError> {
+        let mut guard = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let own = guard.get(name).cloned();
+        let entry = own.or_else(|| self.parent.as_ref()?.entry(name)).ok_or_else(|| ArtifactError::Unknown(name.to_owned()))?;
+        let mut definition = Definition::clone(&entry.definition);
+        definition.change_proto(|artifact| artifact.metadata = Some(metadata));
+        let definition = Arc::new(definition);
+        let mut entries = Entries::clone(&guard);
+        entries.insert(name.to_owned(), Entry { definition: Arc::clone(&definition), ..entry });
+        *guard = Arc::new(entries);
+        Ok(definition)
+    }
+
     /// Removes a user's definition and its aliases.
     ///
     /// # Errors

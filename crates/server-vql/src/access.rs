@@ -11,18 +11,28 @@ use talon_vql::{Call, CallError, Dict, Scope, json};
 pub const BY_REQUEST: &[&str] = &[
     "artifact_delete",
     "artifact_set",
+    "artifact_set_metadata",
     "cancel_flow",
+    "client_metadata",
+    "client_set_metadata",
     "collect_client",
     "get_flow",
+    "lock_add",
+    "lock_remove",
+    "locks",
+    "passwd",
     "send_event",
     "user",
     "user_create",
     "user_delete",
     "user_grant",
+    "user_lock",
+    "user_options",
 ];
 
 /// The built-ins that anybody may call who may query: they tell about the caller, or filter by what the caller may see.
-pub const PUBLIC: &[&str] = &["gui_users", "org", "orgs", "whoami"];
+pub const PUBLIC: &[&str] =
+    &["favorites_delete", "favorites_list", "favorites_save", "gui_users", "inventory", "link_to", "org", "orgs", "whoami"];
 
 /// The session of the query.
 pub(crate) fn session(scope: &Scope) -> Result<Arc<Session>, CallError> {

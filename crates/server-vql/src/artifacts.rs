@@ -20,6 +20,18 @@ const SET: Signature = Signature::function("artifact_set", "Writes an artifact."
     ])
     .version(2);
 
+const SET_METADATA: Signature = Signature::function(
+    "artifact_set_metadata",
+    "Changes what is noted of an artifact beside its definition; built-in ones have notes too.",
+)
+.args(&[
+    Arg::required("name", ArgType::String, "The artifact."),
+    Arg::optional("hidden", ArgType::Bool, "Whether lists leave it out."),
+    Arg::optional("basic", ArgType::Bool, "Whether whoever has COLLECT_BASIC may collect it."),
+    Arg::optional("tags", ArgType::Strings, "Words by which to find it."),
+])
+.version(2);
+
 const DELETE: Signature = Signature::function("artifact_delete", "Deletes an artifact that was written here.").args(&[Arg::required(
     "name",
     ArgType::String,
@@ -29,6 +41,7 @@ const DELETE: Signature = Signature::function("artifact_delete", "Deletes an art
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(DEFINITIONS, definitions);
     registry.function(SET, set);
+    registry.function(SET_METADATA, set_metadata);
     registry.function(DELETE, delete);
 }
 
@@ -52,6 +65,14 @@ fn set(call: Call) -> Result<Value, CallError> {
     let session = session(call.scope())?;
     let definition = session.set_artifact(&call.string("definition"), &call.string("prefix")).map_err(failed)?;
     Ok(Value::Dict(row(&definition)?.into()))
+}
+
+fn set_metadata(call: Call) -> Result<Value, CallError> {
+    let session = session(call.scope())?;
+    let flag = |name: &str| call.has(name).then(|| call.bool(name));
+    let tags = call.has("tags").then(|| call.strings("tags"));
+    session.set_artifact_metadata(&call.string("name"), flag("hidden"), flag("basic"), tags).map_err(failed)?;
+    Ok(Value::Dict(Dict::new().into()))
 }
 
 fn delete(call: Call) -> Result<Value, CallError> {

@@ -64,16 +64,19 @@ fn client_info(call: Call) -> Result<Value, CallError> {
 fn label(call: Call) -> Result<Value, CallError> {
     let session = session(call.scope())?;
     let (id, labels) = (client(&session, &call)?, call.strings("labels"));
-    let operation = match call.opt_string("op").as_deref() {
-        None | Some("" | "set") => LabelOperation::Set,
-        Some("remove") => LabelOperation::Remove,
-        Some("check") => {
+    let op = call.opt_string("op").filter(|op| !op.is_empty()).unwrap_or_else(|| "set".into());
+    let operation = match op.as_str() {
+        "set" => LabelOperation::Set,
+        "remove" => LabelOperation::Remove,
+        "check" => {
             let info = session.org().client(&id).map_err(failed)?.unwrap_or_default();
             let has = |label: &String| info.labels.iter().any(|old| old.to_lowercase() == label.to_lowercase());
             return Ok(Value::Bool(labels.iter().all(has)));
         }
-        Some(other) => return Err(CallError::failed(format!("unknown operation {other}: must be set, remove or check"))),
+        other => return Err(CallError::failed(format!("unknown operation {other}: must be set, remove or check"))),
     };
-    let info = session.label(&id, operation, labels).map_err(failed)?;
-    Ok(Value::list(info.labels.iter().map(|label| Value::str(label.as_str()))))
+    session.label(&id, operation, labels.clone()).map_err(failed)?;
+    let labels = Value::list(labels.iter().map(|label| Value::str(label.as_str())));
+    let row = Dict::new().with("ClientId", session.org().client_text(&id)).with("Labels", labels).with("Op", op);
+    Ok(Value::Dict(row.into()))
 }

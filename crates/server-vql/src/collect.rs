@@ -3,7 +3,7 @@
 use talon_proto::{ArtifactCollectorArgs, ArtifactCollectorResponse, ArtifactParameters, ArtifactSpec, VqlEnv};
 use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Signature, Value, json};
 
-use crate::access::{client, failed, flow, session};
+use crate::access::{failed, flow, session, target};
 use crate::message::to_dict;
 
 const COLLECT_CLIENT: Signature = Signature::function("collect_client", "Schedules a collection on a client.")
@@ -82,7 +82,7 @@ pub(crate) fn variables(parameters: &Dict) -> Vec<VqlEnv> {
 
 fn cancel_flow(call: Call) -> Result<Value, CallError> {
     let session = session(call.scope())?;
-    let (client, flow) = (client(&session, &call)?, flow(&call.string("flow_id"))?);
-    session.cancel(&client, &flow, "Cancelled by VQL query").map_err(failed)?;
+    let (target, flow) = (target(&session, &call.string("client_id"))?, flow(&call.string("flow_id"))?);
+    session.cancel(&target, &flow, "Cancelled by VQL query").map_err(failed)?;
     Ok(Value::Dict(Dict::new().with("flow_id", flow.as_str()).into()))
 }

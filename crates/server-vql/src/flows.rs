@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use talon_ids::{FlowId, Permission, Permissions, QueryName, Target};
 use talon_proto::ArtifactCollectorContext;
-use talon_server::{Session, flow_logs, flow_rows, flow_uploads};
+use talon_server::{Session, flow_logs, flow_rows, flow_transactions, flow_uploads};
 use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Rows, Signature, Value};
 
 use crate::access::{failed, flow, lines, query_name, row, session, target};
@@ -44,12 +44,23 @@ const UPLOADS: Signature = Signature::plugin("uploads", "Gives the files that a 
     .permissions(&[Permission::ReadResults])
     .version(2);
 
+const TRANSACTIONS: Signature = Signature::plugin("upload_transactions", "Gives the uploads that a flow has begun.")
+    .args(&[CLIENT, Arg::optional("flow_id", ArgType::String, "The flow; that of the notebook when left out.")])
+    .permissions(&[Permission::ReadResults])
+    .version(2);
+
 const ROWS_OF: Signature = Signature::plugin("source", "Gives the rows of a flow, or of an event artifact.")
     .args(&[
         Arg::optional("client_id", ArgType::String, "The client; that of the notebook when left out."),
         Arg::optional("flow_id", ArgType::String, "The flow; that of the notebook when left out."),
+        Arg::optional("hunt_id", ArgType::String, "The hunt; that of the notebook when left out."),
         ARTIFACT,
         SOURCE,
+        Arg::optional("notebook_id", ArgType::String, "The notebook whose cell to read."),
+        Arg::optional("notebook_cell_id", ArgType::String, "The cell."),
+        Arg::optional("notebook_cell_version", ArgType::String, "Its version; the present one when left out."),
+        Arg::optional("notebook_cell_table", ArgType::Int, "The table of the cell, from 1."),
+        Arg::optional("orgs", ArgType::Strings, "For hunts: the organisations."),
         Arg::optional("start_time", ArgType::Any, "For event artifacts: the first moment."),
         Arg::optional("end_time", ArgType::Any, "For event artifacts: the moment after the last."),
         Arg::optional("start_row", ArgType::Int, "The first row, from 0."),
@@ -64,10 +75,11 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(FLOW_RESULTS, flow_results);
     registry.plugin(FLOW_LOGS, logs);
     registry.plugin(UPLOADS, uploads);
+    registry.plugin(TRANSACTIONS, transactions);
     registry.plugin(ROWS_OF, source);
 }
 
-fn flow_row(mut context: ArtifactCollectorContext, summary: bool) -> Result<Dict, CallError> {
+pub(crate) fn flow_row(mut context: ArtifactCollectorContext, summary: bool) -> Result<Dict, CallError> {
     if summary && let Some(request) = &mut context.request {
         request.compiled_collector_args.clear();
     }
@@ -94,7 +106,14 @@ fn get_flow(call: Call) -> Result<Value, CallError> {
 }
 
 /// Rows of a flow from `start` on: of one query, of all queries of an artifact, or of all.
-fn rows(session: Arc<Session>, target: Target, flow: FlowId, artifact: &str, source: &str, start: u64) -> Result<Rows, CallError> {
+pub(crate) fn rows_of_flow(
+    session: Arc<Session>,
+    target: Target,
+    flow: FlowId,
+    artifact: &str,
+    source: &str,
+    start: u64,
+) -> Result<Rows, CallError> {
     let mut queries: Vec<QueryName> = session.org().flow_queries(&target, &flow).map_err(failed)?;
     if !artifact.is_empty() {
         let wanted = query_name(artifact, source)?;
@@ -117,7 +136,7 @@ fn rows(session: Arc<Session>, target: Target, flow: FlowId, artifact: &str, sou
 fn flow_results(call: Call) -> Result<Rows, CallError> {
     let session = session(call.scope())?;
     let (target, flow) = (target(&session, &call.string("client_id"))?, flow(&call.string("flow_id"))?);
-    rows(session, target, flow, &call.string("artifact"), &call.string("source"), 0)
+    rows_of_flow(session, target, flow, &call.string("artifact"), &call.string("source"), 0)
 }
 
 fn logs(call: Call) -> Result<Rows, CallError> {
@@ -141,8 +160,16 @@ fn uploads(call: Call) -> Result<Rows, CallError> {
     })))
 }
 
+fn transactions(call: Call) -> Result<Rows, CallError> {
+    let session = session(call.scope())?;
+    let target = target(&session, &call.string("client_id"))?;
+    let flow = flow(&given(&call, "flow_id", "FlowId"))?;
+    let lines = session.org().rows(&flow_transactions(&target, &flow), 0).map_err(failed)?;
+    Ok(Rows::try_of(lines.map(|line| row(&line.map_err(failed)?))))
+}
+
 /// An argument, or the variable of the notebook that stands for it.
-fn given(call: &Call, argument: &str, variable: &str) -> String {
+pub(crate) fn given(call: &Call, argument: &str, variable: &str) -> String {
     let own = call.opt_string(argument).filter(|text| !text.is_empty());
     own.or_else(|| call.scope().variable(variable)?.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -155,13 +182,20 @@ fn source(call: Call) -> Result<Rows, CallError> {
     let plain = artifact.split('/').next().unwrap_or_default();
     let is_event = session.org().artifacts().get(plain).is_some_and(|definition| definition.kind().is_event());
     let target_text = given(&call, "client_id", "ClientId");
-    let found = if is_event {
+    let hunt = given(&call, "hunt_id", "HuntId");
+    let found = if call.has("notebook_id") {
+        crate::notebooks::cell_rows(&session, &call, start)?
+    } else if !hunt.is_empty() && !call.has("flow_id") {
+        let hunt = hunt.parse().map_err(CallError::failed)?;
+        let found = crate::hunts::results(&session, &hunt, &artifact, &call.string("source"), &call.strings("orgs"), false)?;
+        Rows::try_of(found.skip(usize::try_from(start).unwrap_or(usize::MAX)))
+    } else if is_event {
         let target = target(&session, if target_text.is_empty() { Target::Server.as_str() } else { &target_text })?;
         let queue = query_name(&artifact, &call.string("source"))?;
         events::stored(&call, session, target, queue, start, false)?
     } else {
         let target = target(&session, &target_text)?;
-        rows(session, target, flow(&given(&call, "flow_id", "FlowId"))?, &artifact, &call.string("source"), start)?
+        rows_of_flow(session, target, flow(&given(&call, "flow_id", "FlowId"))?, &artifact, &call.string("source"), start)?
     };
     Ok(Rows::try_of(found.take(count)))
 }

@@ -14,13 +14,29 @@ mod artifacts;
 mod clients;
 mod collect;
 mod events;
+mod exports;
+mod favorites;
+mod file_store;
 mod flows;
+mod hunts;
+mod inventory;
+mod links;
+mod locks;
 mod message;
+mod metadata;
 mod monitoring;
+mod notebooks;
 mod orgs;
+mod parallel;
+mod removal;
+mod roles;
+mod secrets;
+mod server_monitoring;
+mod timelines;
 mod users;
 
 pub use access::{BY_REQUEST, PUBLIC};
+pub use file_store::FileStore;
 pub use message::to_dict;
 
 use talon_vql::Registry;
@@ -33,9 +49,32 @@ pub fn registry() -> Registry {
     collect::register(&mut registry);
     flows::register(&mut registry);
     events::register(&mut registry);
+    hunts::register(&mut registry);
+    inventory::register(&mut registry);
+    links::register(&mut registry);
+    exports::register(&mut registry);
+    favorites::register(&mut registry);
+    file_store::register(&mut registry);
+    notebooks::register(&mut registry);
+    timelines::register(&mut registry);
     monitoring::register(&mut registry);
+    server_monitoring::register(&mut registry);
+    metadata::register(&mut registry);
+    removal::register(&mut registry);
+    secrets::register(&mut registry);
     artifacts::register(&mut registry);
     users::register(&mut registry);
+    roles::register(&mut registry);
+    locks::register(&mut registry);
     orgs::register(&mut registry);
+    parallel::register(&mut registry);
     registry
+}
+
+/// The accessors of queries on a server: those of hosts, and the store of the organisation.
+#[must_use]
+pub fn accessors() -> talon_endpoint_vql::accessor::Accessors {
+    let mut accessors = talon_endpoint_vql::accessor::Accessors::default();
+    accessors.add("fs", FileStore);
+    accessors
 }

@@ -103,7 +103,7 @@ fn table_of(table: &Dict) -> ClientEventTable {
     }
 }
 
-fn collector_args(args: &Dict) -> ArtifactCollectorArgs {
+pub(crate) fn collector_args(args: &Dict) -> ArtifactCollectorArgs {
     let specs = args.get("specs").map(items).unwrap_or_default();
     ArtifactCollectorArgs {
         artifacts: args.get("artifacts").map(items).unwrap_or_default().iter().map(|name| text(Some(name))).collect(),

@@ -1,11 +1,11 @@
-//! `gui_users`, `user`, `user_create`, `user_grant`, `user_delete`, `whoami`.
+//! `gui_users`, `user`, `user_create`, `user_grant`, `user_delete`, `user_lock`, `passwd`, `user_options`, `whoami`.
 
 use std::sync::Arc;
 
 use talon_acl::{FieldValue, Policy};
 use talon_ids::{OrgId, Permission, UserName};
-use talon_proto::{ApiClientAcl, VelociraptorUser};
-use talon_server::{Session, UserChange};
+use talon_proto::{ApiClientAcl, GuiLink, VelociraptorUser};
+use talon_server::{OptionsChange, Session, UserChange};
 use talon_vql::{Arg, ArgType, Call, CallError, Dict, Registry, Rows, Signature, Value};
 
 use crate::access::{failed, session};
@@ -43,6 +43,28 @@ const DELETE: Signature = Signature::function("user_delete", "Takes a user out o
     .args(&[USER, ORGS, Arg::optional("really_do_it", ArgType::Bool, "Without it nothing happens.")])
     .version(2);
 
+const LOCK: Signature = Signature::function("user_lock", "Locks a user out, or lets the user in again; the policies stay.")
+    .args(&[USER, Arg::optional("locked", ArgType::Bool, "Whether the user is locked out; yes when left out.")]);
+
+const PASSWD: Signature = Signature::function("passwd", "Sets a password.").args(&[
+    Arg::optional("user", ArgType::String, "The user; the caller when left out."),
+    Arg::required("password", ArgType::String, "The password."),
+]);
+
+const OPTIONS: Signature = Signature::function("user_options", "Changes what a user set for the web pages, and gives it.").args(&[
+    USER,
+    Arg::optional("theme", ArgType::String, "The theme."),
+    Arg::optional("timezone", ArgType::String, "The timezone."),
+    Arg::optional("lang", ArgType::String, "The language."),
+    Arg::optional("org", ArgType::String, "The organisation to begin in."),
+    Arg::optional(
+        "links",
+        ArgType::Any,
+        "Links, as dicts with `text`, `url`, `type`, `new_tab`, `encode`, `parameter`, `method`, `disabled`.",
+    ),
+    Arg::optional("default_password", ArgType::String, "The password of exports; `-` clears it."),
+]);
+
 const WHOAMI: Signature = Signature::function("whoami", "Gives the name of the caller.");
 
 pub(crate) fn register(registry: &mut Registry) {
@@ -51,6 +73,9 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.function(CREATE, create);
     registry.function(GRANT, grant);
     registry.function(DELETE, delete);
+    registry.function(LOCK, user_lock);
+    registry.function(PASSWD, passwd);
+    registry.function(OPTIONS, options);
     registry.function(WHOAMI, whoami);
 }
 
@@ -103,19 +128,14 @@ fn row(session: &Session, org: &OrgId, user: &VelociraptorUser, policy: &Policy)
         .with("picture", user.picture.as_str())
         .with("email", user.verified_email)
         .with("stats", stats.map_or(Value::Null, |stats| Value::Dict(stats.into())))
-        .with("roles", Value::list(policy.roles().iter().map(|role| Value::str(role.name()))))
+        .with("roles", Value::list(policy.role_names().map(Value::str)))
         .with("_policy", policy_row(&policy.to_proto()))
         .with("effective_policy", policy_row(&policy.effective(org.id()).to_proto())))
 }
 
 /// Whether the caller may see the users of `org`.
 fn sees(session: &Session, org: &OrgId) -> Result<bool, CallError> {
-    let users = session.server().users();
-    if *session.principal() == *users.superuser() {
-        return Ok(true);
-    }
-    let there = users.authority(session.principal(), org).map_err(failed)?;
-    Ok([Permission::OrgAdmin, Permission::ServerAdmin, Permission::ReadResults].into_iter().any(|permission| there.allows(permission)))
+    session.server().users().sees_users_of(session.principal(), org).map_err(failed)
 }
 
 fn gui_users(call: Call) -> Result<Rows, CallError> {
@@ -126,8 +146,8 @@ fn gui_users(call: Call) -> Result<Rows, CallError> {
     for user in users.users().map_err(failed)? {
         for org in &orgs {
             let Ok(name) = user.name.parse::<UserName>() else { continue };
-            let policy = users.policy(org, &name).map_err(failed)?;
-            if let Some(policy) = policy.filter(|policy| !policy.is_empty())
+            let policy = users.usable_policy(org, &name).map_err(failed)?;
+            if let Some(policy) = policy
                 && sees(&session, org)?
             {
                 rows.push(row(&session, org, &user, &policy)?);
@@ -146,14 +166,16 @@ fn user(call: Call) -> Result<Value, CallError> {
     }
     let users = session.server().users();
     let found = users.user(&name).map_err(failed)?.ok_or_else(|| CallError::failed(format!("User not found: {name}")))?;
-    let policy = users.policy(org, &name).map_err(failed)?.unwrap_or_default();
+    let policy = users.usable_policy(org, &name).map_err(failed)?.unwrap_or_default();
     Ok(Value::Dict(row(&session, org, &found, &policy)?.into()))
 }
 
 fn create(call: Call) -> Result<Value, CallError> {
     let mut change = UserChange::of(user_name(&call)?);
     change.create = true;
-    change.policy = Some(Policy::of_role_names(call.strings("roles").iter().map(String::as_str)).map_err(CallError::failed)?);
+    let session = session(call.scope())?;
+    let policy = session.server().users().policy_of(&call.strings("roles"), &orgs(&session, &call)?);
+    change.policy = Some(policy.map_err(failed)?);
     change.password = call.opt_string("password").filter(|password| !password.is_empty()).map(Into::into);
     change.subject = call.opt_string("sub").filter(|sub| !sub.is_empty()).map(|sub| if sub == "-" { String::new() } else { sub });
     apply(&call, "user_create", change)
@@ -164,9 +186,13 @@ fn grant(call: Call) -> Result<Value, CallError> {
     if roles.is_empty() && policy.is_none() {
         return Err(CallError::failed("You must provide either roles or a policy object"));
     }
-    let granted = Policy::of_role_names(roles.iter().map(String::as_str)).map_err(CallError::failed)?;
+    let session = session(call.scope())?;
+    let orgs = orgs(&session, &call)?;
+    let users = session.server().users();
+    let custom = orgs.first().map_or_else(|| Ok(Default::default()), |org| users.roles(org)).map_err(failed)?;
+    let granted = users.policy_of(&roles, &orgs).map_err(failed)?;
     let single = match policy {
-        Some(policy) => Policy::from_fields(policy.iter().map(|(field, value)| (field.to_string(), field_value(value)))),
+        Some(policy) => Policy::from_fields_with(policy.iter().map(|(field, value)| (field.to_string(), field_value(value))), &custom),
         None => Ok(Policy::default()),
     };
     let single = single.map_err(CallError::failed)?;
@@ -216,6 +242,107 @@ fn orgs(session: &Arc<Session>, call: &Call) -> Result<Vec<OrgId>, CallError> {
 fn user_name(call: &Call) -> Result<UserName, CallError> {
     let name = call.string("user");
     name.parse().map_err(|_| CallError::failed(format!("Unacceptable username {name}")))
+}
+
+fn user_lock(call: Call) -> Result<Value, CallError> {
+    let session = session(call.scope())?;
+    let locked = !call.has("locked") || call.bool("locked");
+    let mut change = UserChange::of(user_name(&call)?);
+    change.locked = Some(locked);
+    session.change_user("user_lock", &[], change).map_err(failed)?;
+    Ok(Value::Bool(locked))
+}
+
+fn passwd(call: Call) -> Result<Value, CallError> {
+    let session = session(call.scope())?;
+    let user = match call.opt_string("user").filter(|user| !user.is_empty()) {
+        Some(_) => user_name(&call)?,
+        None => session.principal().clone(),
+    };
+    session.set_password(&user, call.string("password").into()).map_err(failed)?;
+    Ok(Value::str(user.as_str()))
+}
+
+fn options(call: Call) -> Result<Value, CallError> {
+    let session = session(call.scope())?;
+    let user = user_name(&call)?;
+    let text = |name: &str| call.opt_string(name).unwrap_or_default();
+    let change = OptionsChange {
+        theme: text("theme"),
+        timezone: text("timezone"),
+        lang: text("lang"),
+        org: text("org"),
+        default_password: text("default_password"),
+        links: links(&call)?,
+        ..OptionsChange::default()
+    };
+    let options = if change == OptionsChange::default() { session.options(&user) } else { session.set_options(&user, change) };
+    Ok(Value::Dict(options_row(&options.map_err(failed)?).into()))
+}
+
+fn links(call: &Call) -> Result<Vec<GuiLink>, CallError> {
+    let given = call.value("links");
+    let items = match &given {
+        Value::List(items) => items.as_slice().to_vec(),
+        Value::Null => Vec::new(),
+        one => vec![one.clone()],
+    };
+    let link = |item: &Value| {
+        let fields = item.as_dict().ok_or_else(|| CallError::failed("a link is a dict with text and url"))?;
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let flag = |name: &str| matches!(fields.get(name), Some(Value::Bool(true)));
+        Ok(GuiLink {
+            text: text("text"),
+            url: text("url"),
+            icon_url: text("icon_url"),
+            r#type: text("type"),
+            new_tab: flag("new_tab"),
+            encode: text("encode"),
+            parameter: text("parameter"),
+            method: text("method"),
+            disabled: flag("disabled"),
+        })
+    };
+    items.iter().map(link).collect()
+}
+
+/// Options as peers show them: what is not set is not there.
+fn options_row(options: &OptionsChange) -> Dict {
+    let mut row = Dict::new();
+    let mut set = |name: &'static str, text: &str| {
+        if !text.is_empty() {
+            row.update(name, text);
+        }
+    };
+    set("theme", &options.theme);
+    set("timezone", &options.timezone);
+    set("lang", &options.lang);
+    set("org", &options.org);
+    set("default_password", &options.default_password);
+    set("options", &options.options);
+    if let Some(custom) = options.customizations.as_ref().filter(|custom| custom.hunt_expiry_hours != 0) {
+        row.update("customizations", Dict::new().with("hunt_expiry_hours", Value::Int(custom.hunt_expiry_hours)));
+    }
+    row.update("links", Value::list(options.links.iter().map(|link| Value::Dict(link_row(link).into()))));
+    row
+}
+
+fn link_row(link: &GuiLink) -> Dict {
+    let mut row = Dict::new();
+    for (name, text) in [("text", &link.text), ("url", &link.url), ("icon_url", &link.icon_url), ("type", &link.r#type)] {
+        if !text.is_empty() {
+            row.update(name, text.as_str());
+        }
+    }
+    if link.new_tab {
+        row.update("new_tab", true);
+    }
+    for (name, text) in [("encode", &link.encode), ("parameter", &link.parameter), ("method", &link.method)] {
+        if !text.is_empty() {
+            row.update(name, text.as_str());
+        }
+    }
+    row
 }
 
 fn whoami(call: Call) -> Result<Value, CallError> {

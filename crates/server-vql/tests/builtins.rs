@@ -39,7 +39,8 @@ impl Bench {
             key: KEY.clone(),
             engine: engine.clone(),
             audit: Arc::new(
-                Log::open(Arc::new(MemoryStorage::default()), SigningKey::generate("test/audit", &SystemRng).unwrap(), Arc::new(SystemRng)).unwrap(),
+                Log::open(Arc::new(MemoryStorage::default()), SigningKey::generate("test/audit", &SystemRng).unwrap(), Arc::new(SystemRng))
+                    .unwrap(),
             ),
             restriction: Arc::new(Unrestricted),
             clock: Arc::new(SystemClock),
@@ -51,6 +52,7 @@ impl Bench {
         .unwrap();
         let bench = Self { server, engine };
         bench.fill();
+        bench.fill_shared();
         bench
     }
 
@@ -84,6 +86,20 @@ impl Bench {
         };
         self.engine.submit(Box::new(put)).wait().unwrap();
         self.user("victim", Policy::of_roles([Role::Reader]));
+    }
+
+    /// A hunt and a public notebook with fixed ids.
+    fn fill_shared(&self) {
+        let hunt = talon_proto::Hunt { hunt_id: "H.KNOWN".into(), state: 1, ..Default::default() };
+        let notebook = talon_proto::NotebookMetadata { notebook_id: "N.KNOWN".into(), public: true, ..Default::default() };
+        let put = move |txn: &mut dyn talon_store::Txn| {
+            let root = OrgId::root();
+            txn.put(&root, Space::Hunts, b"H.KNOWN", prost::Message::encode_to_vec(&hunt));
+            txn.put(&root, Space::Settings, b"hunt_request\0H.KNOWN", Vec::new());
+            txn.put(&root, Space::Notebooks, b"N.KNOWN", prost::Message::encode_to_vec(&notebook));
+            Ok(())
+        };
+        self.engine.submit(Box::new(put)).wait().unwrap();
     }
 
     fn root(&self) -> Session {
@@ -136,34 +152,100 @@ fn rows(session: &Session, vql: &str) -> Vec<String> {
 /// A call of each built-in that works for who may make it, and the refusal where the request decides.
 const CALLS: &[(&str, &str, &str)] = &[
     ("add_client_monitoring", "add_client_monitoring(artifact='Test.Events')", ""),
+    ("add_server_monitoring", "add_server_monitoring(artifact='Test.ServerEvents')", ""),
     ("artifact_definitions", "artifact_definitions()", ""),
     ("artifact_delete", "artifact_delete(name='Test.Client')", "PermissionDenied: Permission denied: [ARTIFACT_WRITER]"),
     ("artifact_set", "artifact_set(definition='name: Test.New')", "PermissionDenied: Permission denied: [ARTIFACT_WRITER]"),
+    (
+        "artifact_set_metadata",
+        "artifact_set_metadata(name='Linux.Sys.Pslist', basic=TRUE)",
+        "PermissionDenied: Permission denied: [ARTIFACT_WRITER]",
+    ),
     ("cancel_flow", "cancel_flow(client_id=C, flow_id=F)", "PermissionDenied: Permission denied: [COLLECT_CLIENT]"),
+    ("client_create", "client_create(client_id='C.00000000000000aa', hostname='n')", ""),
+    ("client_delete", "client_delete(client_id='C.00000000000000aa', really_do_it=TRUE)", ""),
     ("client_info", "client_info(client_id=C)", ""),
+    ("client_metadata", "client_metadata(client_id=C)", "PermissionDenied: Permission denied: [READ_RESULTS]"),
+    ("client_set_metadata", "client_set_metadata(client_id=C, k='v')", "PermissionDenied: Permission denied: [COLLECT_CLIENT]"),
     ("clients", "clients()", ""),
     (
         "collect_client",
         "collect_client(client_id=C, artifacts='Test.Client')",
         "PermissionDenied: User nobody is not allowed to launch flows COLLECT_CLIENT.",
     ),
+    ("create_flow_download", "create_flow_download(client_id=C, flow_id=F)", ""),
+    ("create_hunt_download", "create_hunt_download(hunt_id='H.KNOWN')", ""),
+    ("create_notebook_download", "create_notebook_download(notebook_id='N.KNOWN')", ""),
+    ("delete_events", "delete_events(client_id='server', artifact='Test.ServerEvents', really_do_it=TRUE)", ""),
+    ("delete_flow", "delete_flow(client_id=C, flow_id='F.NONE', really_do_it=TRUE)", ""),
+    ("enumerate_flow", "enumerate_flow(client_id=C, flow_id=F)", ""),
+    ("file_store", "file_store(path='/clients')", ""),
     ("flow_logs", "flow_logs(client_id=C, flow_id=F)", ""),
     ("flow_results", "flow_results(client_id=C, flow_id=F)", ""),
     ("flows", "flows(client_id=C)", ""),
     ("get_client_monitoring", "get_client_monitoring()", ""),
     ("get_flow", "get_flow(client_id=C, flow_id=F)", "PermissionDenied: Permission denied: [COLLECT_CLIENT]"),
+    ("get_server_monitoring", "get_server_monitoring()", ""),
+    ("hunt", "hunt(artifacts='Test.Client', pause=TRUE)", ""),
+    ("hunt_add", "hunt_add(client_id=C, hunt_id='H.KNOWN', flow_id=F)", ""),
+    ("hunt_delete", "hunt_delete(hunt_id='H.KNOWN')", ""),
+    ("hunt_flows", "hunt_flows(hunt_id='H.KNOWN')", ""),
+    ("hunt_info", "hunt_info(hunt_id='H.KNOWN')", ""),
+    ("hunt_reindex", "hunt_reindex()", ""),
+    ("hunt_results", "hunt_results(hunt_id='H.KNOWN')", ""),
+    ("hunt_update", "hunt_update(hunt_id='H.KNOWN', description='d')", ""),
+    ("hunts", "hunts()", ""),
+    ("inventory_add", "inventory_add(tool='t', url='https://127.0.0.1:1/x')", ""),
+    ("inventory_get", "inventory_get(tool='t')", ""),
+    ("killkillkill", "killkillkill(client_id=C)", ""),
     ("label", "label(client_id=C, labels='x')", ""),
+    ("lock_add", "lock_add(kind='client', name='C.00000000000000ff', reason='r')", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
+    ("lock_remove", "lock_remove(id={ SELECT id FROM locks() })", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
+    ("locks", "locks()", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
+    ("org_create", "org_create(name='n')", ""),
+    ("org_delete", "org_delete(org='ONONE')", ""),
+    ("passwd", "passwd(user='victim', password='longer')", "Error: PermissionDenied, User nobody is not admin on <root>."),
+    ("role_set", "role_set(name='triage', permissions='READ_RESULTS')", ""),
+    ("role_delete", "role_delete(name='triage')", ""),
+    ("roles", "roles()", ""),
     ("monitoring", "monitoring(client_id='server', artifact='Server.Audit.Logs')", ""),
     ("monitoring_logs", "monitoring_logs(client_id=C, artifact='Test.Events')", ""),
+    ("notebook_create", "notebook_create(name='n')", ""),
+    ("notebook_delete", "notebook_delete(notebook_id='N.NONE', really_do_it=TRUE)", ""),
+    ("notebook_export", "notebook_export(notebook_id='N.KNOWN')", ""),
+    ("notebook_get", "notebook_get(notebook_id='N.KNOWN')", ""),
+    ("notebook_update", "notebook_update(notebook_id='N.KNOWN', public=TRUE)", ""),
+    ("notebook_update_cell", "notebook_update_cell(notebook_id='N.KNOWN', input='SELECT 1 AS X FROM scope()')", ""),
+    ("notebooks", "notebooks()", ""),
+    ("rm_server_monitoring", "rm_server_monitoring(artifact='Test.ServerEvents')", ""),
     ("rm_client_monitoring", "rm_client_monitoring(artifact='Test.Events')", ""),
+    ("secret_add", "secret_add(name='s', type='HTTP Secrets', secret=dict(url='https://127.0.0.1:1/'))", ""),
+    ("secret_modify", "secret_modify(name='s', type='HTTP Secrets', add_users='victim')", ""),
+    ("secrets", "secrets()", ""),
     ("send_event", "send_event(artifact='Test.ServerEvents', row=dict(a=1))", "PermissionDenied: Permission denied: PUBLISH"),
+    ("server_frontend_cert", "server_frontend_cert()", ""),
+    ("server_metadata", "server_metadata()", ""),
+    ("server_set_metadata", "server_set_metadata(k='v')", ""),
+    ("set_server_monitoring", "set_server_monitoring(value=dict())", ""),
     ("set_client_monitoring", "set_client_monitoring(value=dict())", ""),
     ("source", "source(client_id=C, flow_id=F, artifact='Test.Client/A')", ""),
+    ("parallelize", "parallelize(client_id=C, flow_id=F, artifact='Test.Client/A', query={ SELECT * FROM source() })", ""),
+    (
+        "timeline_add",
+        "timeline_add(notebook_id='N.KNOWN', timeline='T', name='P', key='_value', query={ SELECT _value FROM range(end=2) })",
+        "",
+    ),
+    ("timeline", "timeline(notebook_id='N.KNOWN', timeline='T')", ""),
+    ("timelines", "timelines(notebook_id='N.KNOWN')", ""),
+    ("timeline_delete", "timeline_delete(notebook_id='N.KNOWN', timeline='T')", ""),
+    ("upload_transactions", "upload_transactions(client_id=C, flow_id=F)", ""),
     ("uploads", "uploads(client_id=C, flow_id=F)", ""),
     ("user", "user(user='victim')", "PermissionDenied: Permission denied: [READ_RESULTS]"),
     ("user_create", "user_create(user='new', roles='reader')", "Error: PermissionDenied, User nobody is not admin on <root>."),
     ("user_delete", "user_delete(user='victim', really_do_it=TRUE)", "Error: PermissionDenied, User nobody is not admin on <root>."),
     ("user_grant", "user_grant(user='victim', roles='administrator')", "Error: PermissionDenied, User nobody is not admin on <root>."),
+    ("user_lock", "user_lock(user='victim')", "Error: PermissionDenied, User nobody is not admin on <root>."),
+    ("user_options", "user_options(user='victim', lang='fr')", "Error: PermissionDenied, User nobody is not admin on <root>."),
     ("watch_monitoring", "watch_monitoring(artifact='Test.Events')", ""),
 ];
 
@@ -239,6 +321,9 @@ fn results_come_out_as_they_were_stored() {
     let call = format!("client_id='{CLIENT}', flow_id='{FLOW}'");
     assert_eq!(rows(&root, &format!("SELECT * FROM source({call}, artifact='Test.Client/A')")), [r#"{"X":1}"#, r#"{"X":2}"#]);
     assert_eq!(rows(&root, &format!("SELECT * FROM source({call}, artifact='Test.Client', start_row=1)")), [r#"{"X":2}"#]);
+    let summed =
+        format!("SELECT * FROM parallelize({call}, artifact='Test.Client', source='A', query={{ SELECT X + 1 AS Y FROM source() }})");
+    assert_eq!(rows(&root, &summed), [r#"{"Y":2}"#, r#"{"Y":3}"#]);
     assert_eq!(rows(&root, &format!("SELECT * FROM source({call}, artifact='Test.Client', count=1)")), [r#"{"X":1}"#]);
     assert_eq!(rows(&root, &format!("SELECT * FROM flow_results({call}, artifact='Test.Client', source='A')")).len(), 2);
     assert_eq!(rows(&root, &format!("SELECT message FROM flow_logs({call})")), [r#"{"message":"hello"}"#]);
@@ -285,8 +370,8 @@ fn users_are_made_and_shown() {
     let shown = rows(&root, "SELECT user(user='TestUser') AS U FROM scope()");
     let wanted = r#"{"U":{"name":"TestUser","org_id":"root","org_name":"\u003croot\u003e","picture":"","email":false,"stats":null,"roles":["reader"],"_policy":{"label_clients":true,"roles":["reader"]},"effective_policy":{"read_results":true,"label_clients":true}}}"#;
     assert_eq!(shown, [wanted]);
-    let stored = bench.server.users().user(&"TESTUSER".parse().unwrap()).unwrap().unwrap();
-    assert!(talon_server::password_fits(&stored, "hunter2") && !talon_server::password_fits(&stored, "hunter"));
+    let fits = |password: &str| bench.server.users().check_password(&"TESTUSER".parse().unwrap(), password, &SystemRng).unwrap();
+    assert!(fits("hunter2") && !fits("hunter"));
     rows(&root, "SELECT user_delete(user='TestUser', really_do_it=TRUE) FROM scope()");
     assert!(bench.server.users().user(&"TestUser".parse().unwrap()).unwrap().is_none());
     let (_, log) = run(&root, "SELECT user_grant(user='Nobody', roles='reader') FROM scope()");

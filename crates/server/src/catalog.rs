@@ -1,15 +1,17 @@
 //! The artifacts of an organisation: built-in ones, its own, and those of the root organisation; who may collect and change them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use talon_acl::{Authority, CollectClient, Permit};
-use talon_artifacts::{Batching, Compiler, Definition, Layer, Repository};
+use talon_acl::{Authority, CollectClient, CollectServer, Permit};
+use talon_artifacts::{Batching, Compiler, Definition, Layer, Repository, ToolEnvironment};
 use talon_audit::{Details, Receipt};
 use talon_ids::{ArtifactName, OrgId, Permission, Permissions};
-use talon_proto::{ArtifactCollectorArgs, VqlCollectorArgs};
+use talon_proto::{ArtifactCollectorArgs, ArtifactMetadata, ArtifactMetadataStorage, VqlCollectorArgs};
 use talon_store::{Engine, Scan, Space};
 
 use crate::ServerError;
+use crate::layout::{get, put};
 use crate::org::Org;
 use crate::session::Session;
 use crate::settings::Settings;
@@ -17,15 +19,32 @@ use crate::transaction::Pending;
 
 pub(crate) use talon_artifacts::ArtifactType;
 
+/// The built-in artifacts, and those that the configuration loads in front of them.
+fn with_configured(definitions: &[Definition]) -> Repository {
+    let repository = Repository::with_built_ins();
+    for definition in definitions {
+        if let Err(error) = repository.set(definition.clone(), Layer::Configured) {
+            tracing::warn!(artifact = %definition.name(), %error, "an artifact of the configuration does not load");
+        }
+    }
+    repository
+}
+
+/// The record of what is noted of artifacts beside their definitions.
+const METADATA_KEY: &[u8] = b"repository_metadata";
+
 /// The artifacts that an organisation knows.
 pub(crate) struct Catalog {
     repository: Arc<Repository>,
 }
 
 impl Catalog {
-    /// Loads an organisation's own artifacts on top of those of `parent`, or of the built-in ones.
-    pub(crate) fn load(engine: &dyn Engine, org: &OrgId, parent: Option<&Self>) -> Result<Self, ServerError> {
-        let repository = parent.map_or_else(Repository::with_built_ins, |parent| Repository::inheriting(parent.repository.clone()));
+    /// Loads an organisation's own artifacts on top of those of `parent`, or else of the built-in ones and those of the configuration.
+    pub(crate) fn load(engine: &dyn Engine, org: &OrgId, parent: Option<&Self>, settings: &Settings) -> Result<Self, ServerError> {
+        let repository = match parent {
+            Some(parent) => Repository::inheriting(parent.repository.clone()),
+            None => with_configured(&settings.definitions),
+        };
         for (name, yaml) in engine.reader().scan(org, Space::Artifacts, &Scan::default())? {
             let loaded =
                 Definition::from_yaml(&String::from_utf8_lossy(&yaml)).and_then(|definition| repository.set(definition, Layer::Custom));
@@ -33,6 +52,11 @@ impl Catalog {
                 // It was sound when it was written; a newer server must not refuse to start because of it.
                 tracing::error!(%org, artifact = %String::from_utf8_lossy(&name), %error, "a stored artifact does not load");
             }
+        }
+        let notes: Option<ArtifactMetadataStorage> = get(engine.reader(), org, Space::Settings, METADATA_KEY)?;
+        for (name, metadata) in notes.unwrap_or_default().metadata {
+            // The artifact may be gone since.
+            let _ = repository.set_metadata(&name, metadata);
         }
         Ok(Self { repository: Arc::new(repository) })
     }
@@ -53,21 +77,41 @@ impl Catalog {
         request: &ArtifactCollectorArgs,
     ) -> Result<Permit<CollectClient>, ServerError> {
         let definitions = Compiler::new(&self.repository).definitions(request)?;
-        let basic = |definition: &Definition| definition.proto().metadata.as_ref().is_some_and(|metadata| metadata.basic);
-        let artifacts =
-            definitions.iter().map(|(definition, _)| (definition.name().as_str(), basic(definition), definition.required_permissions()));
-        Ok(authority.permit_collection(artifacts)?)
+        Ok(authority.permit_collection(definitions.iter().map(|(definition, _)| demand(definition)))?)
+    }
+
+    /// The proof that the caller may run all artifacts of a request on the server.
+    pub(crate) fn permit_server_collection(
+        &self,
+        authority: &Authority,
+        request: &ArtifactCollectorArgs,
+    ) -> Result<Permit<CollectServer>, ServerError> {
+        let definitions = Compiler::new(&self.repository).definitions(request)?;
+        Ok(authority.permit_server_collection(definitions.iter().map(|(definition, _)| demand(definition)))?)
     }
 
     /// The requests of an event table's artifacts. One that was deleted since is passed over.
-    pub(crate) fn compile_events(&self, request: &ArtifactCollectorArgs) -> Result<Vec<VqlCollectorArgs>, ServerError> {
-        Ok(Compiler::new(&self.repository).tolerant().compile(request)?)
+    pub(crate) fn compile_events(
+        &self,
+        request: &ArtifactCollectorArgs,
+        metadata: &BTreeMap<String, String>,
+        tools: &ToolEnvironment<'_>,
+    ) -> Result<Vec<VqlCollectorArgs>, ServerError> {
+        let lookup = |key: &str| metadata.get(key).cloned();
+        Ok(Compiler::new(&self.repository).tolerant().server_metadata(&lookup).tools(tools).compile(request)?)
     }
 
     /// A request with its compiled queries, whose names are in clear, and the limits that its artifacts give it.
-    pub(crate) fn compile(&self, mut request: ArtifactCollectorArgs, settings: &Settings) -> Result<ArtifactCollectorArgs, ServerError> {
+    pub(crate) fn compile(
+        &self,
+        mut request: ArtifactCollectorArgs,
+        settings: &Settings,
+        metadata: &BTreeMap<String, String>,
+        tools: &ToolEnvironment<'_>,
+    ) -> Result<ArtifactCollectorArgs, ServerError> {
         let batching = Batching { max_rows: settings.batch_rows, max_bytes: settings.batch_bytes, max_wait: settings.batch_wait.as_secs() };
-        let compiler = Compiler::new(&self.repository).batching(batching);
+        let lookup = |key: &str| metadata.get(key).cloned();
+        let compiler = Compiler::new(&self.repository).batching(batching).server_metadata(&lookup).tools(tools);
         let compiled = compiler.compile(&request)?;
         let limits = compiler.collection_limits(&request, &compiled)?;
         request.compiled_collector_args = compiled;
@@ -81,10 +125,25 @@ impl Catalog {
     }
 }
 
+/// What a check of an artifact has found.
+#[derive(Debug, Default)]
+pub struct ArtifactCheck {
+    /// It does not work.
+    pub errors: Vec<String>,
+    /// It may not do what its author wants.
+    pub warnings: Vec<String>,
+}
+
+/// What an artifact asks for: its name, whether it is a basic one, and its own permissions.
+fn demand(definition: &Definition) -> (&str, bool, Permissions) {
+    let basic = definition.proto().metadata.as_ref().is_some_and(|metadata| metadata.basic);
+    (definition.name().as_str(), basic, definition.required_permissions())
+}
+
 /// What it takes to write an artifact: the type decides.
 fn writer(kind: ArtifactType) -> Permission {
     match kind {
-        ArtifactType::Client | ArtifactType::ClientEvent => Permission::ArtifactWriter,
+        ArtifactType::Client | ArtifactType::ClientEvent | ArtifactType::Internal => Permission::ArtifactWriter,
         _ => Permission::ServerArtifactWriter,
     }
 }
@@ -95,6 +154,10 @@ impl Session {
     /// # Errors
     /// [`ServerError::Artifact`] for a bad definition or a built-in name, [`ServerError::Denied`] without the permission that its type asks for.
     pub fn set_artifact(&self, yaml: &str, prefix: &str) -> Result<Arc<Definition>, ServerError> {
+        self.write_artifact("SetArtifactFile", yaml, prefix)
+    }
+
+    fn write_artifact(&self, operation: &str, yaml: &str, prefix: &str) -> Result<Arc<Definition>, ServerError> {
         let mut definition = Definition::from_yaml(yaml)?;
         let mut text = yaml.to_owned();
         if !prefix.is_empty() && !definition.name().as_str().starts_with(prefix) {
@@ -107,8 +170,16 @@ impl Session {
             self.may_write(&old)?;
         }
         let details = Details::new().text("artifact", definition.name().as_str()).text("details", &text);
-        let receipt = self.record("SetArtifactFile", details)?;
+        let receipt = self.record(operation, details)?;
         self.org().set_artifact(receipt, definition, text)
+    }
+
+    /// Writes an artifact of a pack: as [`Session::set_artifact`].
+    ///
+    /// # Errors
+    /// As [`Session::set_artifact`].
+    pub fn load_artifact(&self, yaml: &str, prefix: &str) -> Result<Arc<Definition>, ServerError> {
+        self.write_artifact("LoadArtifactPack", yaml, prefix)
     }
 
     /// Deletes an artifact of the organisation's own.
@@ -120,6 +191,32 @@ impl Session {
         self.may_write(&definition)?;
         let receipt = self.record("artifact_delete", Details::new().text("artifact", name))?;
         self.org().delete_artifact(receipt, name)
+    }
+
+    /// Changes what is noted of an artifact beside its definition; what is `None` stays as it is.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`], [`ServerError::Denied`] without the permission that its type asks for.
+    pub fn set_artifact_metadata(
+        &self,
+        name: &str,
+        hidden: Option<bool>,
+        basic: Option<bool>,
+        tags: Option<Vec<String>>,
+    ) -> Result<(), ServerError> {
+        let definition = self.org().artifacts().get(name).ok_or_else(|| ServerError::not_found("Artifact", name))?;
+        self.may_write(&definition)?;
+        let mut metadata = definition.proto().metadata.clone().unwrap_or_default();
+        metadata.hidden = hidden.unwrap_or(metadata.hidden);
+        metadata.basic = basic.unwrap_or(metadata.basic);
+        metadata.tags = tags.unwrap_or(metadata.tags);
+        let details = Details::new()
+            .text("artifact", name)
+            .flag("hidden", metadata.hidden)
+            .flag("basic", metadata.basic)
+            .list("tags", &metadata.tags);
+        let receipt = self.record("artifact_set_metadata", details)?;
+        self.org().set_artifact_metadata(receipt, name, metadata)
     }
 
     fn may_write(&self, definition: &Definition) -> Result<(), ServerError> {
@@ -138,12 +235,40 @@ impl Org {
         self.catalog().repository()
     }
 
+    fn set_artifact_metadata(&self, receipt: Receipt, name: &str, metadata: ArtifactMetadata) -> Result<(), ServerError> {
+        drop(receipt);
+        let (org, key, value) = (self.id().clone(), name.to_owned(), metadata.clone());
+        self.submit(move |txn| {
+            let mut notes: ArtifactMetadataStorage = get(&*txn, &org, Space::Settings, METADATA_KEY)?.unwrap_or_default();
+            notes.metadata.insert(key, value);
+            put(txn, &org, Space::Settings, METADATA_KEY, &notes);
+            Ok(())
+        })
+        .wait()?;
+        self.artifacts().set_metadata(name, metadata)?;
+        Ok(())
+    }
+
+    /// What is wrong with an artifact, and what might be.
+    #[must_use]
+    pub fn check_artifact(&self, yaml: &str) -> ArtifactCheck {
+        let mut check = ArtifactCheck::default();
+        if let Err(error) = Definition::from_yaml(yaml) {
+            check.errors.push(error.to_string());
+        }
+        check
+    }
+
     fn set_artifact(&self, receipt: Receipt, definition: Definition, yaml: String) -> Result<Arc<Definition>, ServerError> {
         drop(receipt);
         // The repository refuses what must not be replaced, so it goes first; what cannot be stored is taken back.
         let name = definition.name().clone();
         let old = self.artifacts().get(name.as_str()).filter(|old| !old.proto().built_in);
         let set = self.artifacts().set(definition, Layer::Custom)?;
+        let notes: Option<ArtifactMetadataStorage> = get(self.reader(), self.id(), Space::Settings, METADATA_KEY)?;
+        if let Some(metadata) = notes.and_then(|mut notes| notes.metadata.remove(name.as_str())) {
+            self.artifacts().set_metadata(name.as_str(), metadata)?;
+        }
         let (org, key) = (self.id().clone(), name.clone());
         let stored: Pending<()> = self.submit(move |txn| {
             txn.put(&org, Space::Artifacts, key.as_str().as_bytes(), yaml.into_bytes());
@@ -175,6 +300,7 @@ impl Org {
 
     fn artifacts_changed(&self, name: &ArtifactName) -> Result<(), ServerError> {
         self.recompile_event_table()?;
+        self.recompile_server_table()?;
         self.announce("Server.Internal.ArtifactModification", &[("artifact", name.as_str().into())]);
         Ok(())
     }

@@ -84,6 +84,8 @@ impl Org {
         self.own(permit)?;
         drop(receipt);
         let (org, client, now_ns) = (self.id().clone(), client.clone(), self.now_ns());
+        let (hunts_look, woken, of) = (self.hunts_look_at_clients(), self.clone(), client.clone());
+        let (shown, name) = (labels.clone(), if operation == LabelOperation::Set { "Add" } else { "Remove" });
         let pending = self.submit(move |txn| {
             let Some(before) = get::<ClientInfo>(&*txn, &org, Space::Clients, &client_key(&client))? else {
                 return Err(ServerError::not_found("Client", client));
@@ -93,12 +95,21 @@ impl Org {
                 LabelOperation::Set => add_labels(&mut info, &labels, now_ns),
                 LabelOperation::Remove => remove_labels(&mut info, &labels, now_ns),
             }
+            if hunts_look && info.labels != before.labels {
+                info.last_hunt_timestamp = 0;
+            }
             unindex(txn, &org, &before);
             index(txn, &org, &info);
             put(txn, &org, Space::Clients, &client_key(&client), &info);
             Ok(info)
         });
-        Ok(pending)
+        Ok(pending.then(move |_| {
+            for label in &shown {
+                let row = [("client_id", of.as_str().into()), ("Operation", name.into()), ("Label", label.as_str().into())];
+                woken.announce("Server.Internal.Label", &row);
+            }
+            woken.state().readers.wake(&of);
+        }))
     }
 
     fn scan_clients(&self, prefix: &[u8]) -> Result<Vec<ClientInfo>, ServerError> {
@@ -235,7 +246,7 @@ pub(crate) fn index(txn: &mut dyn Txn, org: &OrgId, info: &ClientInfo) {
     }
 }
 
-fn unindex(txn: &mut dyn Txn, org: &OrgId, info: &ClientInfo) {
+pub(crate) fn unindex(txn: &mut dyn Txn, org: &OrgId, info: &ClientInfo) {
     for term in terms(info) {
         txn.delete(org, Space::ClientIndex, &term_key(&term, info));
     }

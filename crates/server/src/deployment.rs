@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
-use prost::Message;
 use talon_acl::{Policy, Restriction, Role};
 use talon_audit::{Details, Log};
-use talon_crypto::{Rng, RsaPrivateKey, RsaPublicKey, random_array};
+use talon_crypto::{Rng, RsaPrivateKey, RsaPublicKey};
 use talon_ids::{ClientId, OrgId, UserName};
 use talon_proto::{OrgRecord, VelociraptorUser};
 use talon_store::{Engine, Scan, Space};
@@ -23,7 +22,7 @@ use crate::org::Org;
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::transaction::Pending;
-use crate::users::Directory;
+use crate::users::{Directory, Passwords};
 
 /// The record that says that the deployment was started before.
 const INSTALLED: &[u8] = b"install_time";
@@ -67,9 +66,15 @@ pub(crate) struct Shared {
     pub(crate) extensions: Extensions,
     pub(crate) names: Obfuscator,
     pub(crate) task_ids: TaskIds,
+    server: OnceLock<Weak<ServerState>>,
 }
 
 impl Shared {
+    /// The deployment, while there is one.
+    pub(crate) fn server(&self) -> Option<Server> {
+        self.server.get()?.upgrade().map(Server)
+    }
+
     /// A query's name as agents see it.
     pub(crate) fn wire_name(&self, name: &str) -> String {
         if self.settings.plain_names || name.is_empty() {
@@ -91,12 +96,13 @@ pub(crate) struct ServerState {
     codec: ServerCodec,
     certificate_pem: Bytes,
     draining: AtomicBool,
+    started: AtomicBool,
 }
 
 #[derive(Default)]
-struct Orgs {
-    by_id: BTreeMap<OrgId, Org>,
-    by_nonce: HashMap<String, OrgId>,
+pub(crate) struct Orgs {
+    pub(crate) by_id: BTreeMap<OrgId, Org>,
+    pub(crate) by_nonce: HashMap<String, OrgId>,
 }
 
 impl Server {
@@ -122,10 +128,24 @@ impl Server {
         if settings.root_nonce.is_empty() {
             return Err(ServerError::Configuration("Client.nonce is empty: clients could not enrol".into()));
         }
-        let users = Directory::new(engine.clone(), settings.superuser.clone(), restriction);
+        let users = Directory::new(engine.clone(), settings.superuser.clone(), restriction)
+            .with_names(settings.gateway.clone(), settings.ascii_names)
+            .with_passwords(if settings.tune_passwords { Passwords::tuned() } else { Passwords::default() })
+            .with_assertions(settings.assertions.clone());
         let codec = ServerCodec::new(key, &certificate_name, limits, rng.clone());
         let names = Obfuscator::new(&settings.obfuscation_nonce);
-        let shared = Arc::new(Shared { settings, engine, audit, clock, rng, registry, extensions, names, task_ids: TaskIds::default() });
+        let shared = Arc::new(Shared {
+            settings,
+            engine,
+            audit,
+            clock,
+            rng,
+            registry,
+            extensions,
+            names,
+            task_ids: TaskIds::default(),
+            server: OnceLock::new(),
+        });
         let server = Self(Arc::new(ServerState {
             shared,
             users,
@@ -134,14 +154,34 @@ impl Server {
             codec,
             certificate_pem: certificate_pem.into(),
             draining: AtomicBool::new(false),
+            started: AtomicBool::new(false),
         }));
+        // Set once, right here.
+        let _ = server.0.shared.server.set(Arc::downgrade(&server.0));
         let nonce = server.0.shared.settings.root_nonce.clone();
         server.register(OrgRecord { id: "root".into(), name: "<root>".into(), nonce, org_id: String::new() })?;
         for (key, value) in server.engine().reader().scan(&OrgId::root(), Space::Orgs, &Scan::default())? {
             server.register(decode(Space::Orgs, &key, &value)?)?;
         }
         server.first_start()?;
+        server.resume_purges()?;
+        server.users().wrap_stock_passwords(&*server.shared().rng)?;
+        server.users().load_locks(server.shared().clock.now_s())?;
+        server.watch_rights()?;
         Ok(server)
+    }
+
+    /// Starts what runs by itself: the event queries of the server. Settles first what the last process left behind.
+    ///
+    /// # Errors
+    /// What storage and artifacts fail with.
+    pub fn start(&self) -> Result<(), ServerError> {
+        for org in self.orgs() {
+            org.fail_interrupted()?;
+            org.start_server_monitoring()?;
+        }
+        self.0.started.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// The organisation with this id.
@@ -182,6 +222,40 @@ impl Server {
         Ok(Session::new(self.clone(), self.org(org)?, self.0.users.own_authority(org)))
     }
 
+    /// Starts the thread that ends what runs without the right to, and takes locks out of force in time. It holds nothing that keeps a
+    /// deployment alive while it sleeps.
+    fn watch_rights(&self) -> Result<(), ServerError> {
+        let (state, rights, rules, clock) =
+            (Arc::downgrade(&self.0), self.users().rights().clone(), self.users().rules().clone(), self.shared().clock.clone());
+        let watch = move || {
+            let mut seen = 0;
+            loop {
+                let changes = rights.wait(seen);
+                let ended = rules.locks().locks().iter().any(|lock| lock.is_over(clock.now_s()));
+                if changes == seen && !ended && state.strong_count() > 0 {
+                    continue;
+                }
+                seen = changes;
+                let Some(server) = state.upgrade().map(Server) else { return };
+                if ended && let Err(error) = server.users().end_locks(clock.now_s()) {
+                    tracing::error!(%error, "a lock whose time is over stays in force");
+                }
+                server.review_rights();
+            }
+        };
+        let started = std::thread::Builder::new().name("rights".into()).spawn(watch);
+        started.map(drop).map_err(|error| ServerError::Configuration(format!("no thread to watch over rights: {error}")))
+    }
+
+    /// Decides anew for everything that runs.
+    fn review_rights(&self) {
+        self.users().rights().review(|principal, org| {
+            let there = self.orgs_state(|orgs| orgs.by_id.contains_key(org));
+            let authority = self.users().authority(principal, org).ok().filter(|_| there);
+            authority.map(|authority| authority.held()).unwrap_or_default()
+        });
+    }
+
     /// The settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -193,62 +267,21 @@ impl Server {
         self.0.draining.store(true, Ordering::SeqCst);
         for org in self.orgs() {
             org.state().readers.wake_all();
+            org.state().server_table.stop();
+            org.state().runs.stop();
+            org.state().notebooks.stop();
         }
     }
 
-    /// Makes an organisation. An empty nonce is replaced by a random one.
-    ///
-    /// # Errors
-    /// [`ServerError::Invalid`] when the id or the nonce is taken.
-    pub fn create_org(
-        &self,
-        right: &crate::users::AdminRight,
-        receipt: talon_audit::Receipt,
-        record: OrgRecord,
-    ) -> Result<Org, ServerError> {
-        if !right.is_over_all() {
-            return Err(ServerError::Forbidden("PermissionDenied: Permission denied: [ORG_ADMIN]".into()));
-        }
-        drop(receipt);
-        self.add_org(record)
-    }
-
-    /// An id that no organisation has: `O` and four characters.
-    fn new_org_id(&self) -> Result<OrgId, ServerError> {
-        loop {
-            let random: [u8; 3] = random_array(&*self.0.shared.rng);
-            let body: String = data_encoding::BASE32HEX_NOPAD.encode(&random).chars().take(4).collect();
-            let id: OrgId = format!("O{body}").parse()?;
-            if self.org(&id).is_err() {
-                return Ok(id);
-            }
-        }
-    }
-
-    fn add_org(&self, mut record: OrgRecord) -> Result<Org, ServerError> {
-        let id: OrgId = record.id.parse()?;
-        if record.nonce.is_empty() {
-            let random: [u8; 8] = random_array(&*self.0.shared.rng);
-            record.nonce = data_encoding::BASE64.encode(&random);
-        }
-        let taken = self.orgs_state(|orgs| orgs.by_id.contains_key(&id) || orgs.by_nonce.contains_key(&record.nonce));
-        if taken || id.is_root() {
-            return Err(ServerError::invalid(format!("the organisation {id} exists, or another one has its nonce")));
-        }
-        let stored = record.clone();
-        Pending::submit(self.engine(), move |txn| {
-            txn.put(&OrgId::root(), Space::Orgs, stored.id.as_bytes(), stored.encode_to_vec());
-            Ok(())
-        })
-        .wait()?;
-        self.register(record)
-    }
-
-    fn register(&self, record: OrgRecord) -> Result<Org, ServerError> {
+    pub(crate) fn register(&self, record: OrgRecord) -> Result<Org, ServerError> {
         let org = Org::new(record, self.0.shared.clone(), self.org(&OrgId::root()).ok().as_ref())?;
         let mut orgs = self.0.orgs.write().unwrap_or_else(PoisonError::into_inner);
         orgs.by_nonce.insert(org.nonce().to_owned(), org.id().clone());
         orgs.by_id.insert(org.id().clone(), org.clone());
+        drop(orgs);
+        if self.0.started.load(Ordering::SeqCst) {
+            org.start_server_monitoring()?;
+        }
         Ok(org)
     }
 
@@ -275,14 +308,14 @@ impl Server {
             let receipt = self.org(&root)?.record("SanityService", operation, Details::new().text("user", user.name.as_str()))?;
             drop(receipt);
             let (user, orgs) = (user.clone(), orgs.clone());
+            let mut record = VelociraptorUser { name: user.name.to_string(), ..VelociraptorUser::default() };
+            if !user.password_hash.is_empty() {
+                let stored = self.0.users.passwords().wrap(&user.password_hash, &user.password_salt, &*self.shared().rng)?;
+                record.password_hash = stored.hash;
+                record.password_salt = stored.salt;
+            }
             Pending::submit(self.engine(), move |txn| {
                 let key = user.name.folded().into_bytes();
-                let record = VelociraptorUser {
-                    name: user.name.to_string(),
-                    password_hash: user.password_hash.into(),
-                    password_salt: user.password_salt.into(),
-                    ..VelociraptorUser::default()
-                };
                 put(txn, &OrgId::root(), Space::Users, &key, &record);
                 for org in &orgs {
                     put(txn, org, Space::Policies, &key, &Policy::of_roles([Role::Administrator]).for_org(org).to_proto());
@@ -315,7 +348,9 @@ impl Server {
         &self.0.codec
     }
 
-    pub(crate) fn certificate_pem(&self) -> Bytes {
+    /// The frontend's certificate, which every agent may have, in PEM.
+    #[must_use]
+    pub fn certificate_pem(&self) -> Bytes {
         self.0.certificate_pem.clone()
     }
 
@@ -323,7 +358,11 @@ impl Server {
         self.0.draining.load(Ordering::SeqCst)
     }
 
-    fn orgs_state<T>(&self, look: impl FnOnce(&Orgs) -> T) -> T {
+    pub(crate) fn orgs_table(&self) -> &RwLock<Orgs> {
+        &self.0.orgs
+    }
+
+    pub(crate) fn orgs_state<T>(&self, look: impl FnOnce(&Orgs) -> T) -> T {
         look(&self.0.orgs.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -18,8 +18,10 @@ use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::deployment::Server;
+use crate::hunts::Recruited;
 use crate::ingest::{self, Item, Taken};
 use crate::layout::{client_key, put};
+use crate::locks;
 use crate::monitoring::{self, Sent};
 use crate::notify::{Arrival, Waiting};
 use crate::org::Org;
@@ -99,8 +101,14 @@ impl Server {
         match opened {
             Opened::Empty => ControlOutcome::Reject(Rejection::PleaseEnrol),
             Opened::Unauthenticated(unknown) => ControlOutcome::Reject(self.enrol_unknown(&unknown, &request.peer).await),
+            Opened::Authenticated(packet) if self.is_void(&packet) => ControlOutcome::Reject(Rejection::PleaseEnrol),
             Opened::Authenticated(packet) => ControlOutcome::Accepted(Box::pin(self.process(packet, request))),
         }
+    }
+
+    /// Whether the sender's session is one from before the client was removed.
+    fn is_void(&self, packet: &Packet) -> bool {
+        self.org(packet.client().org()).is_ok_and(|org| org.was_removed(packet.client().client_id()))
     }
 
     /// The only thing that an unknown sender may do. The answer is the same whether it just succeeded or there was nothing to do.
@@ -219,7 +227,7 @@ impl Server {
 
     async fn start_poll(self: Arc<Self>, request: AgentRequest) -> ReaderOutcome {
         let packet = match self.open_packet(&request) {
-            Ok(Opened::Authenticated(packet)) => packet,
+            Ok(Opened::Authenticated(packet)) if !self.is_void(&packet) => packet,
             Ok(_) => return ReaderOutcome::Reject(Rejection::PleaseEnrol),
             Err(error) => return rejection(&error).map_or(ReaderOutcome::Empty, ReaderOutcome::Reject),
         };
@@ -321,16 +329,32 @@ impl Server {
     async fn hand_out(&self, sender: &Sender, reported: Option<u64>) -> Result<(Vec<VeloMessage>, Option<u64>), ServerError> {
         let (org, client) = (sender.org.clone(), sender.client.client_id().clone());
         let (now_us, rules) = (org.now_us(), org.rules());
-        let Some(info) = tasks::client(org.reader(), org.id(), &client)? else { return Ok((Vec::new(), None)) };
-        let due = tasks::due(org.reader(), org.id(), &info, now_us, rules)?;
+        let Some(mut info) = tasks::client(org.reader(), org.id(), &client)? else { return Ok((Vec::new(), None)) };
+        let mut turn_s = None;
+        match org.recruit(&client, &info) {
+            Recruited::Nothing => {}
+            Recruited::Later(second) => turn_s = Some(second),
+            Recruited::Changing(pending) => {
+                org.publish_all(&pending.await?);
+                let Some(changed) = tasks::client(org.reader(), org.id(), &client)? else { return Ok((Vec::new(), None)) };
+                info = changed;
+            }
+        }
+        let locks = self.users().rules().locks();
+        let held = |message: &VeloMessage| locks::holds_back(org.reader(), org.id(), &client, message, &locks);
+        let mut due = tasks::due(org.reader(), org.id(), &info, now_us, rules, &held)?;
+        due.next_s = due.next_s.into_iter().chain(turn_s).min();
         let table = self.table_for(&org, &client, &info, reported, now_us)?;
         if due.is_empty() && table.is_none() {
             return Ok((Vec::new(), due.next_s));
         }
         // What was seen outside decided only that there is something to do; what is handed out is decided inside the transaction.
+        let rules_above = self.users().rules().clone();
         let messages = org.clone().submit(move |txn| {
             let Some(mut info) = tasks::client(&*txn, org.id(), &client)? else { return Ok(Vec::new()) };
-            let due = tasks::due(&*txn, org.id(), &info, now_us, rules)?;
+            let locks = rules_above.locks();
+            let held = |message: &VeloMessage| locks::holds_back(&*txn, org.id(), &client, message, &locks);
+            let due = tasks::due(&*txn, org.id(), &info, now_us, rules, &held)?;
             let mut messages = tasks::hand_out(txn, org.id(), &mut info, now_us, due)?;
             if let Some((sent, message)) = table {
                 monitoring::note_sent(txn, org.id(), &client, sent);

@@ -16,7 +16,7 @@ use crate::bus::Event;
 use crate::clients::{INTERROGATIONS, index};
 use crate::events;
 use crate::layout::{client_key, decode, get, put};
-use crate::org::Org;
+use crate::org::{Org, lock};
 use crate::transaction::Pending;
 
 /// How an enrolment ended.
@@ -54,7 +54,13 @@ impl Org {
             org.make_record(txn, &client)?;
             Ok(Enrolled { events, conflict: false })
         });
-        pending.then(move |enrolled| published.publish_all(&enrolled.events))
+        let back = request.client_id().clone();
+        pending.then(move |enrolled| {
+            if !enrolled.conflict {
+                lock(&published.state().removed).remove(&back);
+            }
+            published.publish_all(&enrolled.events);
+        })
     }
 
     /// Makes the record of a client that has none, and schedules its interrogation.

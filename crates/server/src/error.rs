@@ -16,8 +16,11 @@ pub enum ServerError {
     /// The principal may not administer that user or organisation.
     #[error("{0}")]
     Forbidden(String),
+    /// The notebook is another's and not shared with the principal.
+    #[error("InvalidStatus: Notebook is not shared with user.")]
+    NotShared,
     /// What the request names does not exist.
-    #[error("{what} not found: {name}")]
+    #[error("{}", not_found_text(.what, .name))]
     NotFound {
         /// What was looked for: `Flow`, `Client`, `User` …
         what: &'static str,
@@ -48,6 +51,11 @@ pub enum ServerError {
     /// The query was cancelled, or the server is closing.
     #[error("cancelled")]
     Cancelled,
+}
+
+fn not_found_text(what: &str, name: &str) -> String {
+    // The one text of stock servers without the name.
+    if what == "Org" { "Org not found".to_owned() } else { format!("{what} not found: {name}") }
 }
 
 impl ServerError {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 use talon_acl::{Administer, Permit, Publish};
-use talon_ids::{ClientId, FlowId, OrgId, QueryName, Target, UserName};
+use talon_ids::{FlowId, OrgId, QueryName, Target, UserName};
 use talon_proto::ArtifactCollectorContext;
-use talon_store::Txn;
+use talon_store::{ObjectName, Txn};
 
 use crate::ServerError;
 use crate::bus::{Event, Subscription};
@@ -102,6 +102,24 @@ impl Org {
         self.state().bus.publish(&internal(queue, columns, self.now_us() / 1_000_000));
     }
 
+    /// The queues of which a client, or the server, has stored events or log lines.
+    ///
+    /// # Errors
+    /// When storage fails.
+    pub fn event_queues(&self, target: &Target) -> Result<Vec<QueryName>, ServerError> {
+        let mut queues = std::collections::BTreeSet::new();
+        for kind in ["events", "event_logs"] {
+            for name in self.reader().objects(self.id(), &ObjectName::new([kind, target.as_str()]))? {
+                if let [_, _, artifact, source, _] = name.components() {
+                    let source = source.trim_start_matches('@');
+                    let full = if source.is_empty() { artifact.clone() } else { format!("{artifact}/{source}") };
+                    queues.extend(full.parse::<QueryName>());
+                }
+            }
+        }
+        Ok(queues.into_iter().collect())
+    }
+
     /// The days for which a queue has rows, oldest first, as `YYYY-MM-DD`.
     ///
     /// # Errors
@@ -124,7 +142,7 @@ pub(crate) fn internal(queue: &str, columns: &[(&str, serde_json::Value)], now_s
 pub(crate) fn flow_ended(
     txn: &mut dyn Txn,
     org: &OrgId,
-    client: &ClientId,
+    target: &Target,
     flow: &FlowId,
     mut context: ArtifactCollectorContext,
     now_s: u64,
@@ -134,24 +152,24 @@ pub(crate) fn flow_ended(
     }
     let summary = crate::reflect::to_json("ArtifactCollectorContext", &context)?;
     // Ids need no escaping, and the summary is JSON of our own making.
-    let row = format!(r#"{{"Timestamp":{now_s},"Flow":{summary},"FlowId":"{flow}","ClientId":"{client}"}}"#);
-    client_event(txn, org, client, "System.Flow.Completion", &row, now_s)
+    let row = format!(r#"{{"Timestamp":{now_s},"Flow":{summary},"FlowId":"{flow}","ClientId":"{target}"}}"#);
+    target_event(txn, org, target, "System.Flow.Completion", &row, now_s)
 }
 
-/// Stores an event that the server raises about a client, and gives it for publishing once that is durable.
-pub(crate) fn client_event(
+/// Stores an event that the server raises about a client or itself, and gives it for publishing once that is durable.
+pub(crate) fn target_event(
     txn: &mut dyn Txn,
     org: &OrgId,
-    client: &ClientId,
+    target: &Target,
     queue: &str,
     row: &str,
     now_s: u64,
 ) -> Result<Event, ServerError> {
-    let stamped = rows::stamp(row, &[("_ts", json!(now_s)), ("_Source", json!(client.as_str()))]);
+    let stamped = rows::stamp(row, &[("_ts", json!(now_s)), ("_Source", json!(target.as_str()))]);
     let row = stamped.ok().and_then(|rows| rows.into_iter().next()).unwrap_or_default();
-    let table = event_rows(&Target::Client(client.clone()), &queue.parse()?, &clock::day(now_s));
+    let table = event_rows(target, &queue.parse()?, &clock::day(now_s));
     txn.append_rows(org, &table, None, rows::block(&[&row]))?;
-    Ok(Event { queue: queue.into(), source: client.as_str().into(), row: row.into() })
+    Ok(Event { queue: queue.into(), source: target.as_str().into(), row: row.into() })
 }
 
 /// The rules of `spec/05` §9.1: whose events a queue holds.

@@ -1,6 +1,6 @@
 //! Collections: scheduling, state, results, cancellation.
 
-use talon_acl::{CollectClient, Permit};
+use talon_acl::{CollectClient, CollectServer, Permit};
 use talon_audit::{Details, Receipt};
 use talon_ids::{ClientId, FlowId, QueryName, Target, UserName};
 use talon_proto::artifact_collector_context::State;
@@ -11,7 +11,7 @@ use talon_store::{ObjectName, Scan, Space, Txn};
 use crate::ServerError;
 use crate::bus::Event;
 use crate::events;
-use crate::layout::{decode, flow_key, flow_logs, flow_objects, flow_rows, flow_uploads, get, put, target_prefix};
+use crate::layout::{decode, flow_key, flow_logs, flow_rows, flow_uploads, get, put, target_prefix};
 use crate::org::Org;
 use crate::progress::{Progress, derive};
 use crate::session::Session;
@@ -22,6 +22,8 @@ use crate::transaction::Pending;
 const REDACTED: &str = "XXXXX";
 /// Marks such a parameter in the compiled request.
 const REDACTED_COMMENT: &str = "redacted";
+/// What a log line must contain to count as an error, unless the configuration says otherwise (`spec/01` §11.4).
+pub(crate) const ERROR_PATTERN: &str = "(?i)(Error:|Symbol.+?not found|Expecting a path arg type, not|Field.+?is required|Unexpected arg)";
 
 /// A collection that was checked and compiled, and is not yet scheduled.
 #[derive(Debug)]
@@ -59,23 +61,37 @@ impl Session {
     /// # Errors
     /// [`ServerError::CollectDenied`], [`ServerError::NotFound`], [`ServerError::Artifact`] and what storage and the audit log fail with.
     pub fn collect(&self, request: ArtifactCollectorArgs) -> Result<(FlowId, ArtifactCollectorArgs), ServerError> {
-        let (permit, plan) = match self.plan(request) {
-            Err(error) if error.is_denied() => {
-                let details = Details::new().text("error", &error.to_string());
-                self.org().record_denial(self.principal().as_str(), "ScheduleFlow", details)?;
-                return Err(error);
-            }
-            planned => planned?,
-        };
+        if request.client_id == Target::Server.as_str() {
+            let (permit, plan) = self.unless_denied("ScheduleFlow", self.plan_on_server(request))?;
+            let request = plan.request();
+            let receipt = self.schedule_receipt(&Target::Server, plan.flow_id(), &request)?;
+            return Ok((self.org().run_on_server(&permit, receipt, plan)?, request));
+        }
+        let (permit, plan) = self.unless_denied("ScheduleFlow", self.plan(request))?;
         let request = plan.request();
-        let shown = crate::reflect::to_json("ArtifactCollectorArgs", &request)?;
-        let details = Details::new()
-            .text("client", plan.client().as_str())
-            .text("flow_id", plan.flow_id().as_str())
-            .json("details", serde_json::from_str(&shown).unwrap_or_default());
-        let receipt = self.record("ScheduleFlow", details)?;
+        let receipt = self.schedule_receipt(&plan.client().clone().into(), plan.flow_id(), &request)?;
         let flow = self.org().schedule(permit, receipt, plan)?.wait()?;
         Ok((flow, request))
+    }
+
+    /// Puts a refusal on record before it is passed on.
+    pub(crate) fn unless_denied<T>(&self, operation: &str, outcome: Result<T, ServerError>) -> Result<T, ServerError> {
+        if let Err(error) = &outcome
+            && error.is_denied()
+        {
+            let details = Details::new().text("error", &error.to_string());
+            self.org().record_denial(self.principal().as_str(), operation, details)?;
+        }
+        outcome
+    }
+
+    fn schedule_receipt(&self, target: &Target, flow: &FlowId, request: &ArtifactCollectorArgs) -> Result<Receipt, ServerError> {
+        let shown = crate::reflect::to_json("ArtifactCollectorArgs", request)?;
+        let details = Details::new()
+            .text("client", target.as_str())
+            .text("flow_id", flow.as_str())
+            .json("details", serde_json::from_str(&shown).unwrap_or_default());
+        self.record("ScheduleFlow", details)
     }
 
     /// Checks and compiles a collection.
@@ -84,9 +100,6 @@ impl Session {
     /// As [`Session::collect`].
     pub fn plan(&self, mut request: ArtifactCollectorArgs) -> Result<(Permit<CollectClient>, Plan), ServerError> {
         let org = self.org();
-        if request.client_id == Target::Server.as_str() {
-            return Err(ServerError::invalid("collections on the server itself are not available"));
-        }
         let client = org.parse_client(&request.client_id)?;
         if request.artifacts.is_empty() {
             return Err(ServerError::invalid("No artifacts to collect."));
@@ -104,16 +117,21 @@ impl Session {
         Ok((permit, Plan { client, flow: org.new_flow_id(), request }))
     }
 
-    /// Cancels a collection.
+    /// Cancels a collection. One that runs on the server and is not known any more is none to cancel, which is no error.
     ///
     /// # Errors
     /// [`ServerError::Denied`], [`ServerError::NotFound`].
-    pub fn cancel(&self, client: &ClientId, flow: &FlowId, reason: &str) -> Result<(), ServerError> {
+    pub fn cancel(&self, target: &Target, flow: &FlowId, reason: &str) -> Result<(), ServerError> {
+        let details = Details::new().text("client", target.as_str()).text("flow_id", flow.as_str());
+        let Target::Client(client) = target else {
+            let permit = self.authority().permit::<CollectServer>()?;
+            let receipt = self.record("CancelFlow", details)?;
+            return self.org().cancel_on_server(&permit, receipt, flow, reason);
+        };
         let permit = self.authority().permit::<CollectClient>()?;
-        if self.org().flow(&client.clone().into(), flow)?.is_none() {
+        if self.org().flow(target, flow)?.is_none() {
             return Err(ServerError::not_found("Flow", flow));
         }
-        let details = Details::new().text("client", client.as_str()).text("flow_id", flow.as_str());
         let receipt = self.record("CancelFlow", details)?;
         self.org().cancel(&permit, receipt, client, flow, reason)?.wait().map(drop)
     }
@@ -190,9 +208,16 @@ impl Org {
         tasks::queue(txn, self.id(), client, task_id, self.flow_message(flow, request));
     }
 
+    /// The requests of a server event table, with the values that the server's metadata has for their parameters.
+    pub(crate) fn compile_server_events(&self, request: &ArtifactCollectorArgs) -> Result<Vec<VqlCollectorArgs>, ServerError> {
+        let metadata = self.metadata(&Target::Server)?;
+        self.catalog().compile_events(request, &metadata, &|tool| self.tool_environment(tool))
+    }
+
     /// Compiles a request and completes it by the limits of its artifacts.
     pub(crate) fn complete(&self, request: ArtifactCollectorArgs) -> Result<ArtifactCollectorArgs, ServerError> {
-        self.catalog().compile(request, &self.shared().settings)
+        let metadata = self.metadata(&Target::Server)?;
+        self.catalog().compile(request, &self.shared().settings, &metadata, &|tool| self.tool_environment(tool))
     }
 
     fn flow_message(&self, flow: &FlowId, request: &ArtifactCollectorArgs) -> VeloMessage {
@@ -267,7 +292,8 @@ impl Org {
             if progress.delivered_at == 0 {
                 // The agent never heard of it, so nothing of it will ever come.
                 progress.complete = true;
-                events.push(events::flow_ended(txn, id, &client, &flow, context, org.now_us() / 1_000_000)?);
+                crate::hunts::flow_ended(txn, id, &client, &flow, &context, org.now_us())?;
+                events.push(events::flow_ended(txn, id, &target, &flow, context, org.now_us() / 1_000_000)?);
             } else {
                 tasks::queue(txn, id, &client, org.shared().task_ids.next(org.now_ns()), tasks::cancel_message(&flow));
             }
@@ -282,38 +308,6 @@ impl Org {
         Ok(pending.then(move |events| {
             woken.publish_all(events);
             woken.state().readers.wake(&of);
-        }))
-    }
-
-    /// Deletes a flow with everything that it collected.
-    ///
-    /// # Errors
-    /// [`ServerError::Forbidden`] for a permit of another organisation.
-    pub fn delete_flow(
-        &self,
-        permit: &Permit<talon_acl::DeleteResults>,
-        receipt: Receipt,
-        client: &ClientId,
-        flow: &FlowId,
-    ) -> Result<Pending<()>, ServerError> {
-        self.own(permit)?;
-        drop(receipt);
-        let (org, client, flow) = (self.clone(), client.clone(), flow.clone());
-        Ok(self.submit(move |txn| {
-            let (id, target) = (org.id(), Target::Client(client.clone()));
-            let key = flow_key(&target, &flow);
-            txn.delete(id, Space::Flows, &key);
-            txn.delete(id, Space::FlowStats, &key);
-            let beside = [key.as_slice(), &[0]].concat();
-            for (key, _) in txn.scan(id, Space::FlowStats, &Scan { prefix: beside, ..Scan::default() })? {
-                txn.delete(id, Space::FlowStats, &key);
-            }
-            tasks::forget_session(txn, id, &client, flow.as_str())?;
-            for object in txn.objects(id, &flow_objects(&target, &flow))? {
-                txn.delete_object(id, &object)?;
-            }
-            org.forget_gate(&client, &flow);
-            Ok(())
         }))
     }
 
@@ -422,7 +416,7 @@ impl Iterator for Lines {
 }
 
 /// The request without values that are not to be seen again.
-fn redacted(request: &ArtifactCollectorArgs) -> ArtifactCollectorArgs {
+pub(crate) fn redacted(request: &ArtifactCollectorArgs) -> ArtifactCollectorArgs {
     let mut request = request.clone();
     let mut hidden = std::collections::BTreeSet::new();
     for variable in request.compiled_collector_args.iter_mut().flat_map(|args| &mut args.env) {

@@ -66,7 +66,7 @@ pub fn flow_uploads(target: &Target, flow: &FlowId) -> ObjectName {
 }
 
 /// The table of a flow's upload transactions.
-pub(crate) fn flow_transactions(target: &Target, flow: &FlowId) -> ObjectName {
+pub fn flow_transactions(target: &Target, flow: &FlowId) -> ObjectName {
     flow_object(target, flow, "upload_transactions")
 }
 

@@ -13,7 +13,7 @@ use talon_proto::{ArtifactCollectorArgs, ClientEventTable, ClientInfo, VeloMessa
 use talon_store::{Space, Txn};
 
 use crate::ServerError;
-use crate::catalog::{ArtifactType, Catalog};
+use crate::catalog::ArtifactType;
 use crate::clients::has_label;
 use crate::layout::{get, put, target_prefix};
 use crate::org::{Org, read, write};
@@ -166,7 +166,7 @@ impl Org {
         self.own(permit)?;
         drop(receipt);
         let stored = ClientEventTable { version: self.now_ns(), client_message: None, ..table };
-        let mut table = compile(stored, self.catalog(), true)?;
+        let mut table = compile(stored, self, true)?;
         table.follow(&self.event_table(), self.now_us() / 1_000_000);
         Ok(self.replace_table(table))
     }
@@ -212,7 +212,7 @@ impl Org {
             }
         };
         let retired: Option<RetiredQueries> = get(self.reader(), self.id(), Space::Settings, RETIRED_KEY)?;
-        let table = EventTable { retired: retired.unwrap_or_default().queries, ..compile(table, self.catalog(), false)? };
+        let table = EventTable { retired: retired.unwrap_or_default().queries, ..compile(table, self, false)? };
         write(&self.state().table, Arc::new(table));
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Org {
     /// Compiles the table again after artifacts changed. Clients hear of it when their queries are others now.
     pub(crate) fn recompile_event_table(&self) -> Result<(), ServerError> {
         let old = self.event_table();
-        let mut new = compile(old.stored.clone(), self.catalog(), false)?;
+        let mut new = compile(old.stored.clone(), self, false)?;
         let queries =
             |table: &EventTable| -> Vec<Vec<VqlCollectorArgs>> { table.groups.iter().map(|group| group.compiled.clone()).collect() };
         if queries(&old) == queries(&new) {
@@ -253,7 +253,8 @@ fn jitter(rng: &dyn Rng, bound: Duration) -> u64 {
 }
 
 /// Compiles a table. A new one must name client event artifacts only; in a stored one, what is none any more is passed over.
-fn compile(stored: ClientEventTable, catalog: &Catalog, strict: bool) -> Result<EventTable, ServerError> {
+fn compile(stored: ClientEventTable, org: &Org, strict: bool) -> Result<EventTable, ServerError> {
+    let (catalog, metadata) = (org.catalog(), org.metadata(&Target::Server)?);
     let everybody = stored.artifacts.iter().map(|artifacts| ("all".to_owned(), artifacts));
     let labelled =
         stored.label_events.iter().filter_map(|group| group.artifacts.as_ref().map(|artifacts| (group.label.clone(), artifacts)));
@@ -271,7 +272,7 @@ fn compile(stored: ClientEventTable, catalog: &Catalog, strict: bool) -> Result<
                 None => return Err(ServerError::invalid(format!("ClientEventTable: Artifact {name} not known"))),
             }
         }
-        let compiled = catalog.compile_events(&artifacts)?;
+        let compiled = catalog.compile_events(&artifacts, &metadata, &|tool| org.tool_environment(tool))?;
         let names = compiled.iter().flat_map(|args| &args.query).filter_map(|query| query.name.parse().ok());
         groups.push(Group { label, queries: names.collect(), compiled });
     }

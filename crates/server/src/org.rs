@@ -1,5 +1,6 @@
 //! One organisation: everything that reads or writes its state takes an [`Org`] handle, which is cheap to clone.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -8,15 +9,19 @@ use talon_acl::{Effect, Permit};
 use talon_crypto::{Rng, random_array};
 use talon_ids::{ClientId, FlowId, OrgId};
 use talon_proto::{ClientInfo, OrgRecord};
-use talon_store::{Reader, Txn};
+use talon_store::{BlockEncoding, ObjectName, Reader, RowBlock, Txn};
 
 use crate::ServerError;
 use crate::bus::{Bus, Event};
 use crate::catalog::Catalog;
-use crate::deployment::Shared;
+use crate::deployment::{Server, Shared};
+use crate::hunts::HuntBoard;
 use crate::ingest::FlowGate;
 use crate::monitoring::EventTable;
+use crate::notebooks::Calculations;
 use crate::notify::Readers;
+use crate::server_flows::Runs;
+use crate::server_monitoring::ServerTable;
 use crate::tasks::Rules;
 use crate::transaction::Pending;
 
@@ -24,6 +29,9 @@ use crate::transaction::Pending;
 const GATES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// Clients whose last contact is remembered between writes.
 const PRESENCES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(131_071);
+
+/// A file is stored in pieces of so many bytes.
+const FILE_PIECE: usize = 1 << 20;
 
 /// A handle to one organisation.
 #[derive(Clone)]
@@ -40,6 +48,12 @@ pub(crate) struct OrgState {
     presence: Mutex<LruCache<ClientId, Presence>>,
     pub(crate) table: RwLock<Arc<EventTable>>,
     pub(crate) catalog: Catalog,
+    pub(crate) runs: Runs,
+    pub(crate) notebooks: Calculations,
+    pub(crate) hunts: HuntBoard,
+    /// Clients that were removed since the start: their sessions are void.
+    pub(crate) removed: Mutex<HashSet<ClientId>>,
+    pub(crate) server_table: ServerTable,
 }
 
 /// When and from where a client was last in contact. Written to its record only now and then.
@@ -55,7 +69,7 @@ pub(crate) struct Presence {
 impl Org {
     pub(crate) fn new(record: OrgRecord, shared: Arc<Shared>, root: Option<&Self>) -> Result<Self, ServerError> {
         let id: OrgId = record.id.parse()?;
-        let catalog = Catalog::load(&*shared.engine, &id, root.map(Self::catalog))?;
+        let catalog = Catalog::load(&*shared.engine, &id, root.map(Self::catalog), &shared.settings)?;
         let org = Self(Arc::new(OrgState {
             name: record.name,
             nonce: record.nonce,
@@ -67,8 +81,15 @@ impl Org {
             presence: Mutex::new(LruCache::new(PRESENCES)),
             table: RwLock::new(Arc::new(EventTable::default())),
             catalog,
+            runs: Runs::default(),
+            notebooks: Calculations::default(),
+            hunts: HuntBoard::default(),
+            removed: Mutex::default(),
+            server_table: ServerTable::default(),
         }));
         org.load_event_table()?;
+        org.load_server_table()?;
+        org.load_hunts()?;
         Ok(org)
     }
 
@@ -104,11 +125,39 @@ impl Org {
         &self.0
     }
 
+    /// The deployment.
+    pub(crate) fn server(&self) -> Result<Server, ServerError> {
+        self.0.shared.server().ok_or(ServerError::Cancelled)
+    }
+
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut dyn Txn) -> Result<T, ServerError> + Send + 'static,
     ) -> Pending<T> {
         Pending::submit(&*self.0.shared.engine, work)
+    }
+
+    /// Stores a small file whole, in place of one of that name.
+    pub(crate) fn store_file(&self, name: ObjectName, content: Vec<u8>) -> Result<(), ServerError> {
+        let id = self.id().clone();
+        self.submit(move |txn| {
+            txn.delete_object(&id, &name)?;
+            let data = bytes::Bytes::from(content);
+            let mut offset = 0_u64;
+            loop {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
+                let piece = data.slice(from..from.saturating_add(FILE_PIECE).min(data.len()));
+                let more = piece.len() as u64;
+                let chunk = RowBlock { plain_len: more, data: piece, count: 0, encoding: BlockEncoding::Plain };
+                txn.append_upload(&id, &name, offset, chunk)?;
+                offset = offset.saturating_add(more);
+                if offset >= data.len() as u64 {
+                    break;
+                }
+            }
+            Ok(txn.finish_upload(&id, &name)?)
+        })
+        .wait()
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
@@ -144,6 +193,13 @@ impl Org {
     pub fn parse_client(&self, text: &str) -> Result<ClientId, ServerError> {
         let suffix = format!("-{}", self.id());
         Ok(text.strip_suffix(&suffix).filter(|_| !self.id().is_root()).unwrap_or(text).parse()?)
+    }
+
+    /// Lets go of everything that waits or runs here: the organisation is deleted.
+    pub(crate) fn close(&self) {
+        self.0.server_table.stop();
+        self.0.runs.stop();
+        self.0.readers.wake_all();
     }
 
     /// How a client of this organisation is called in queries and by the API.

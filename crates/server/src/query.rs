@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use talon_acl::Authority;
 use talon_artifacts::Resolver;
 use talon_crypto::{Rng, random_array};
-use talon_ids::Permissions;
-use talon_vql::{Clock as QueryClock, Denied, Dict, Environment, Guard, Random, Time};
+use talon_endpoint_vql::Secrets;
+use talon_ids::{OrgId, Permissions, QueryName, UserName};
+use talon_proto::VqlCollectorArgs;
+use talon_vql::{CallError, CancelToken, Clock as QueryClock, Denied, Dict, Elsewhere, Environment, Guard, Query, Random, Scope, Time};
 
 use crate::clock::Clock;
+use crate::secrets::Keeper;
 use crate::session::Session;
 
 impl Session {
@@ -30,6 +33,8 @@ impl Session {
             .variable("config", config)
             .variable("_SessionId", "")
             .artifacts(Arc::new(Resolver::new(self.org().artifacts().clone())))
+            .elsewhere(Arc::new(Door(self.clone())))
+            .extension(Arc::new(Secrets(Arc::new(Keeper { enforced: settings.must_use_secrets }))))
             .extension(Arc::new(self.clone()))
             .extension(Arc::new(self.authority().clone()))
     }
@@ -41,6 +46,63 @@ impl Session {
     pub fn spawn_query<T: Send + 'static>(&self, work: impl FnOnce(Self) -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
         let session = self.clone();
         talon_vql::spawn_query_thread("query", move || work(session))
+    }
+}
+
+/// Runs the statements of a compiled request one after the other and hands each row of a named one to `row`, until that wants no more. False when the
+/// request's precondition says that it is not for this machine.
+///
+/// # Errors
+/// A statement cannot be read.
+pub(crate) fn run_compiled(
+    scope: &Scope,
+    args: &VqlCollectorArgs,
+    row: &mut dyn FnMut(&QueryName, Arc<Dict>) -> bool,
+) -> Result<bool, String> {
+    if !args.precondition.trim().is_empty() {
+        let program = talon_vql::parse(&args.precondition).map_err(|error| error.to_string())?;
+        if talon_vql::run(scope, program.statements).next().is_none() {
+            return Ok(false);
+        }
+    }
+    for request in &args.query {
+        let program = talon_vql::parse(&request.vql).map_err(|error| error.to_string())?;
+        let name: Option<QueryName> = request.name.parse().ok();
+        for statement in &program.statements {
+            if scope.stopped() {
+                return Ok(true);
+            }
+            let query = Query::new(scope, statement);
+            if query.is_let() {
+                continue;
+            }
+            for found in query {
+                // A statement without a name is run for what it does, not for its rows.
+                if let Some(name) = &name
+                    && !row(name, found)
+                {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Leads a query to other organisations and users, as its session may.
+struct Door(Session);
+
+impl Elsewhere for Door {
+    fn environment(&self, org: &str, runas: &str, cancel: &CancelToken) -> Result<Environment, CallError> {
+        let org: Option<OrgId> = (!org.is_empty()).then(|| org.parse()).transpose().map_err(|_| CallError::failed("Org not found"))?;
+        let user: Option<UserName> =
+            (!runas.is_empty()).then(|| runas.parse()).transpose().map_err(|_| CallError::failed(format!("User not found: {runas}")))?;
+        let session = self.0.elsewhere(org.as_ref(), user.as_ref()).map_err(CallError::failed)?;
+        let ended = cancel.clone();
+        // Kept by the environment, and so for as long as the query runs.
+        let supervised = session.supervise(move |reason| ended.cancel(reason));
+        let authority = Arc::new(session.authority().clone());
+        Ok(talon_endpoint_vql::with_authority(session.environment(), authority).extension(Arc::new(supervised)))
     }
 }
 

@@ -150,6 +150,13 @@ pub(crate) fn text_member(row: &str, name: &str) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
+/// The number in one member of a row.
+pub(crate) fn number_member(row: &str, name: &str) -> Option<u64> {
+    let members: Members<'_> = serde_json::from_str(row).ok()?;
+    let (_, value) = members.0.into_iter().find(|(member, _)| member == name)?;
+    serde_json::from_str(value.get()).ok()
+}
+
 /// Rows as one block.
 pub(crate) fn block<S: AsRef<str>>(rows: &[S]) -> RowBlock {
     let mut text = String::new();

@@ -2,7 +2,7 @@
 
 use talon_acl::{Administer, Authority, LabelClient};
 use talon_audit::{Details, Receipt};
-use talon_ids::{ClientId, OrgId, UserName};
+use talon_ids::{ClientId, OrgId, Permission, Permissions, UserName};
 use talon_proto::{ArtifactCollectorArgs, ClientEventTable, ClientInfo};
 
 use crate::ServerError;
@@ -11,7 +11,6 @@ use crate::clients::LabelOperation;
 use crate::deployment::Server;
 use crate::events::{Push, Pusher};
 use crate::org::Org;
-use crate::users::UserChange;
 
 /// One principal in one organisation. The authority is a snapshot: make a new session for a new request.
 #[derive(Clone, Debug)]
@@ -19,11 +18,13 @@ pub struct Session {
     server: Server,
     org: Org,
     authority: Authority,
+    originator: Option<UserName>,
+    locks_only: bool,
 }
 
 impl Session {
     pub(crate) fn new(server: Server, org: Org, authority: Authority) -> Self {
-        Self { server, org, authority }
+        Self { server, org, authority, originator: None, locks_only: false }
     }
 
     /// The deployment.
@@ -50,12 +51,61 @@ impl Session {
         self.authority.principal()
     }
 
+    /// Who began this, when it is not the principal: somebody who runs a query as another user.
+    #[must_use]
+    pub fn originator(&self) -> Option<&UserName> {
+        self.originator.as_ref()
+    }
+
     /// The same principal in another organisation, with the authority that it has there.
     ///
     /// # Errors
     /// [`ServerError::NotFound`] when there is no such organisation.
     pub fn in_org(&self, org: &OrgId) -> Result<Self, ServerError> {
-        if org == self.org.id() { Ok(self.clone()) } else { self.server.session(self.principal(), org) }
+        if org == self.org.id() {
+            return Ok(self.clone());
+        }
+        let there = self.server.session(self.principal(), org)?;
+        let authority = there.authority.within_ceiling_of(&self.authority);
+        Ok(Self { authority, originator: self.originator.clone(), locks_only: self.locks_only, ..there })
+    }
+
+    /// The session of a query that is to run in another organisation, as another user, or both. Who may is decided anew in that organisation:
+    /// strangers to it do not enter, and being somebody else takes `IMPERSONATION` there, of whoever runs the query now.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`] for an organisation or a user that is not there, [`ServerError::Forbidden`].
+    pub fn elsewhere(&self, org: Option<&OrgId>, runas: Option<&UserName>) -> Result<Self, ServerError> {
+        let org = org.unwrap_or(self.org.id());
+        let there = self.in_org(org)?;
+        let Some(user) = runas.filter(|user| user.folded() != self.principal().folded()) else {
+            if org != self.org.id() && there.authority.held().is_empty() {
+                return Err(ServerError::Forbidden(format!(
+                    "User {} ({}) query in {org}: PermissionDenied",
+                    self.principal(),
+                    self.org.id()
+                )));
+            }
+            return Ok(there);
+        };
+        let denied = || {
+            let (principal, here) = (self.principal(), self.org.id());
+            ServerError::Forbidden(format!("User {principal} ({here}) impersonation to {user} ({org}): PermissionDenied"))
+        };
+        let details = Details::new().text("user", user.as_str()).text("org", org.as_str());
+        let allowed = there.authority.check(Permissions::of(&[Permission::Impersonation])).is_ok();
+        // The superuser is nobody whom a policy binds, so nobody but itself becomes it.
+        if !allowed || user.folded() == self.server.users().superuser().folded() {
+            there.org.record_denial(self.principal().as_str(), "impersonate", details)?;
+            return Err(denied());
+        }
+        let users = self.server.users();
+        let known = users.user(user)?.ok_or_else(|| ServerError::not_found("User", user))?;
+        drop(there.record("impersonate", details)?);
+        let other = self.server.session(&known.name.parse()?, org)?;
+        let authority = other.authority.within_ceiling_of(&self.authority);
+        let originator = self.originator.clone().or_else(|| Some(self.principal().clone()));
+        Ok(Self { authority, originator, locks_only: self.locks_only, ..other })
     }
 
     /// Puts on record that the principal is about to do something.
@@ -63,12 +113,27 @@ impl Session {
     /// # Errors
     /// [`ServerError::Audit`]: it must not be done.
     pub fn record(&self, operation: &str, details: Details) -> Result<Receipt, ServerError> {
+        let details = match &self.originator {
+            Some(originator) => details.text("originating_principal", originator.as_str()),
+            None => details,
+        };
         self.org.record(self.principal().as_str(), operation, details)
+    }
+
+    /// The same principal with no authority at all, and so with nothing but what decides for itself: the functions about locks.
+    #[must_use]
+    pub fn reduced_to_locks(&self) -> Self {
+        Self { locks_only: true, ..self.reduced_to(Permissions::NONE) }
+    }
+
+    /// Whether this session is there for the removal of locks only.
+    pub(crate) fn is_for_locks_only(&self) -> bool {
+        self.locks_only
     }
 
     /// The same principal with less authority.
     #[must_use]
-    pub fn reduced_to(&self, permissions: talon_ids::Permissions) -> Self {
+    pub fn reduced_to(&self, permissions: Permissions) -> Self {
         Self { authority: self.authority.reduced_to(permissions), ..self.clone() }
     }
 }
@@ -87,6 +152,20 @@ impl Session {
         };
         let receipt = self.record(name, Details::new().text("client_id", client.as_str()).list("label", &labels))?;
         self.org.label_client(&permit, receipt, client, operation, labels)?.wait()
+    }
+
+    /// Lets a client that waits look for work, or all of them.
+    ///
+    /// # Errors
+    /// [`ServerError::Denied`].
+    pub fn notify(&self, client: Option<&ClientId>) -> Result<(), ServerError> {
+        let permit = self.authority.permit::<talon_acl::CollectClient>()?;
+        self.org.own(&permit)?;
+        let details = Details::new().text("client_id", client.map_or("all", ClientId::as_str));
+        drop(self.record("NotifyClients", details)?);
+        let readers = &self.org.state().readers;
+        client.map_or_else(|| readers.wake_all(), |client| readers.wake(client));
+        Ok(())
     }
 
     /// Replaces the client event table. The caller must be allowed to collect every artifact in it.
@@ -126,37 +205,5 @@ impl Session {
             Ok(permit) if !self.authority.is_superuser() => self.org.push_and_publish(&Pusher::Administrator(&permit), push),
             _ => self.push_events(push),
         }
-    }
-
-    /// Changes a user in `orgs`.
-    ///
-    /// # Errors
-    /// [`ServerError::Forbidden`], and as [`crate::Directory::change`].
-    pub fn change_user(&self, operation: &str, orgs: &[OrgId], change: UserChange) -> Result<(), ServerError> {
-        let users = self.server.users();
-        let right = users.right_over(self.principal(), orgs)?;
-        let mut details = Details::new().text("username", change.user.as_str());
-        if let Some(policy) = &change.policy {
-            let acl = crate::reflect::to_json("ApiClientACL", &policy.to_proto())?;
-            details = details.json("acl", serde_json::from_str(&acl).unwrap_or_default());
-        }
-        details = details.list("org_ids", orgs.iter().map(OrgId::as_str));
-        if change.password.is_some() {
-            details = details.secret("password");
-        }
-        let receipt = self.record(operation, details)?;
-        users.change(&right, receipt, change, self.org.rng())?.wait()
-    }
-
-    /// Takes a user's policies away in `orgs`, and the user with the last of them.
-    ///
-    /// # Errors
-    /// As [`Session::change_user`].
-    pub fn delete_user(&self, orgs: &[OrgId], user: &UserName) -> Result<(), ServerError> {
-        let users = self.server.users();
-        let right = users.right_over(self.principal(), orgs)?;
-        let details = Details::new().text("username", user.as_str()).list("org_ids", orgs.iter().map(OrgId::as_str));
-        let receipt = self.record("user_delete", details)?;
-        users.delete(&right, receipt, user)?.wait()
     }
 }

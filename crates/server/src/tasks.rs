@@ -66,8 +66,15 @@ pub(crate) fn queue(txn: &mut dyn Txn, org: &OrgId, client: &ClientId, id: u64, 
     put(txn, org, Space::Tasks, &task_key(client, id), &task);
 }
 
-/// What is due for `client` at `now_us`; reads only.
-pub(crate) fn due(reader: &dyn Reader, org: &OrgId, info: &ClientInfo, now_us: u64, rules: Rules) -> Result<Due, ServerError> {
+/// What is due for `client` at `now_us` apart from what `held` back; reads only.
+pub(crate) fn due(
+    reader: &dyn Reader,
+    org: &OrgId,
+    info: &ClientInfo,
+    now_us: u64,
+    rules: Rules,
+    held: &dyn Fn(&VeloMessage) -> bool,
+) -> Result<Due, ServerError> {
     let client: ClientId = info.client_id.parse()?;
     let mut due = Due::default();
     let mut in_flight = info.in_flight_flows.len();
@@ -79,6 +86,9 @@ pub(crate) fn due(reader: &dyn Reader, org: &OrgId, info: &ClientInfo, now_us: u
             due.dropped.push(key);
             continue;
         };
+        if held(message) {
+            continue;
+        }
         if message.flow_request.is_some() {
             if task.deliveries > 0 && task.leased_until != 0 {
                 unacknowledged.push(message.session_id.clone());
@@ -257,7 +267,7 @@ mod tests {
     fn poll(store: &Memory, now_us: u64) -> Vec<VeloMessage> {
         run(store, move |txn| {
             let mut info = client(&*txn, &OrgId::root(), &client_id())?.unwrap();
-            let due = due(&*txn, &OrgId::root(), &info, now_us, RULES)?;
+            let due = due(&*txn, &OrgId::root(), &info, now_us, RULES, &|_| false)?;
             hand_out(txn, &OrgId::root(), &mut info, now_us, due)
         })
     }

@@ -1,75 +1,97 @@
 //! Users and their policies: one directory for the deployment, policies per organisation. Usable on a store without a running server.
 
+mod change;
+mod names;
+mod options;
+mod passwords;
+mod roles;
+mod service;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use talon_acl::{Authority, Policy, Restriction};
-use talon_audit::Receipt;
-use talon_crypto::{Rng, Sha256, Zeroizing, random_array};
-use talon_ids::{OrgId, Permission, UserName};
+use talon_acl::{Authority, Denial, Policy, Restriction};
+use talon_ids::{OrgId, Permission, Permissions, UserName};
+use talon_lockdown::Rules;
 use talon_proto::{ApiClientAcl, OrgRecord, VelociraptorUser};
 use talon_store::{Engine, Scan, Space};
 
 use crate::ServerError;
-use crate::layout::{decode, get, get_in, put};
-use crate::transaction::Pending;
+use crate::assertions::Assertions;
+use crate::layout::{decode, get};
+use crate::supervise::Rights;
+
+pub use change::{AdminRight, UserChange};
+pub(crate) use names::NameRule;
+pub use options::{OptionsChange, default_options};
+pub use passwords::{Passwords, initial_hash};
+pub use service::check_new_password;
 
 /// The users of a deployment.
 #[derive(Clone)]
 pub struct Directory {
     engine: Arc<dyn Engine>,
     superuser: UserName,
-    restriction: Arc<dyn Restriction>,
-}
-
-/// Proof that somebody may administer the users of certain organisations. Made by [`Directory::right_over`] only.
-#[derive(Debug)]
-pub struct AdminRight {
-    authorities: Vec<Authority>,
-    over_all: bool,
-}
-
-impl AdminRight {
-    /// Whether it is the right over all organisations, which `ORG_ADMIN` in the root organisation gives.
-    #[must_use]
-    pub fn is_over_all(&self) -> bool {
-        self.over_all
-    }
-
-    /// The organisations.
-    pub fn orgs(&self) -> impl Iterator<Item = &OrgId> {
-        self.authorities.iter().map(Authority::org)
-    }
-}
-
-/// What is to become of a user.
-pub struct UserChange {
-    /// The user.
-    pub user: UserName,
-    /// Whether to make the user when there is none.
-    pub create: bool,
-    /// The policy in each organisation of the right, in place of the one that is there.
-    pub policy: Option<Policy>,
-    /// A new password.
-    pub password: Option<Zeroizing<String>>,
-    /// The subject that the identity provider knows the user by; empty clears it.
-    pub subject: Option<String>,
-}
-
-impl UserChange {
-    /// No change to `user`; set what is wanted.
-    #[must_use]
-    pub fn of(user: UserName) -> Self {
-        Self { user, create: false, policy: None, password: None, subject: None }
-    }
+    names: NameRule,
+    rules: Arc<Rules>,
+    passwords: Arc<Passwords>,
+    assertions: Arc<Assertions>,
+    rights: Rights,
 }
 
 impl Directory {
     /// The directory in `engine`. `superuser` is bound by no policy, `restriction` binds even it.
     #[must_use]
     pub fn new(engine: Arc<dyn Engine>, superuser: UserName, restriction: Arc<dyn Restriction>) -> Self {
-        Self { engine, superuser, restriction }
+        Self {
+            engine,
+            names: NameRule::reserving(superuser.clone()),
+            superuser,
+            rules: Arc::new(Rules::new(restriction)),
+            passwords: Arc::new(Passwords::default()),
+            assertions: Arc::default(),
+            rights: Rights::default(),
+        }
+    }
+
+    /// Also reserves the gateway's name, and says whether names may have letters beyond ASCII.
+    #[must_use]
+    pub fn with_names(mut self, gateway: Option<UserName>, ascii_only: bool) -> Self {
+        self.names.gateway = gateway;
+        self.names.ascii_only = ascii_only;
+        self
+    }
+
+    /// Hashes passwords at the cost that suits this machine.
+    #[must_use]
+    pub fn with_passwords(mut self, passwords: Passwords) -> Self {
+        self.passwords = Arc::new(passwords);
+        self
+    }
+
+    /// Makes assertions about policies a condition of every change of one.
+    #[must_use]
+    pub fn with_assertions(mut self, assertions: Assertions) -> Self {
+        self.assertions = Arc::new(assertions);
+        self
+    }
+
+    pub(crate) fn assertions(&self) -> &Assertions {
+        &self.assertions
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Lockdown and the locks that hold.
+    #[must_use]
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    pub(crate) fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     /// The server's own principal.
@@ -78,7 +100,7 @@ impl Directory {
         &self.superuser
     }
 
-    /// A user's record, by any spelling of the name; hash and salt included.
+    /// A user's record, by any spelling of the name; what is stored of the password included.
     ///
     /// # Errors
     /// When storage fails.
@@ -100,31 +122,45 @@ impl Directory {
     /// When storage fails or the stored policy is none.
     pub fn policy(&self, org: &OrgId, name: &UserName) -> Result<Option<Policy>, ServerError> {
         let acl: Option<ApiClientAcl> = get(self.engine.reader(), org, Space::Policies, name.folded().as_bytes())?;
-        Ok(acl.map(|acl| Policy::from_proto(&acl)).transpose()?)
+        Ok(acl.map(|acl| Policy::from_proto_with(&acl, &self.roles(org)?).map_err(ServerError::from)).transpose()?)
     }
 
-    /// What `name` may do in `org`, as of now. Somebody who is no user, or is locked out, may do nothing.
+    /// A user's policy in one organisation, unless it is empty or cannot be read: then the user has none, and the operator is told.
+    ///
+    /// # Errors
+    /// When storage fails.
+    pub fn usable_policy(&self, org: &OrgId, name: &UserName) -> Result<Option<Policy>, ServerError> {
+        match self.policy(org, name) {
+            Err(error @ (ServerError::Policy(_) | ServerError::Store(talon_store::StoreError::Damaged { .. }))) => {
+                tracing::error!(user = %name, %org, %error, "a stored policy cannot be used: the user is denied everything; grant it anew");
+                Ok(None)
+            }
+            found => Ok(found?.filter(|policy| !policy.is_empty())),
+        }
+    }
+
+    /// What `name` may do in `org`, as of now. Somebody who is no user, is locked out or has a policy that cannot be read may do nothing.
     ///
     /// # Errors
     /// When storage fails.
     pub fn authority(&self, name: &UserName, org: &OrgId) -> Result<Authority, ServerError> {
+        let rules: Arc<dyn Restriction> = self.rules.clone();
         if *name == self.superuser {
-            return Ok(Authority::superuser(name.clone(), org.clone(), self.restriction.clone()));
+            return Ok(Authority::superuser(name.clone(), org.clone(), rules));
         }
         let user = self.user(name)?.filter(|user| !user.locked);
         let (here, in_root) = match &user {
             None => (None, None),
-            Some(_) => (self.policy(org, name)?, self.policy(&OrgId::root(), name)?),
+            Some(_) => (self.usable_policy(org, name)?, self.usable_policy(&OrgId::root(), name)?),
         };
         let principal = user.and_then(|user| user.name.parse().ok()).unwrap_or_else(|| name.clone());
-        let empty = |policy: &Policy| !policy.is_empty();
-        Ok(Authority::user(principal, org.clone(), here.filter(empty).as_ref(), in_root.filter(empty).as_ref(), self.restriction.clone()))
+        Ok(Authority::user(principal, org.clone(), here.as_ref(), in_root.as_ref(), rules))
     }
 
     /// The authority of the server itself in `org`, for what it does on nobody's behalf.
     #[must_use]
     pub fn own_authority(&self, org: &OrgId) -> Authority {
-        Authority::superuser(self.superuser.clone(), org.clone(), self.restriction.clone())
+        Authority::superuser(self.superuser.clone(), org.clone(), self.rules.clone())
     }
 
     /// All organisations, the root first.
@@ -139,140 +175,57 @@ impl Directory {
         Ok(orgs)
     }
 
-    /// The organisations that a user is a member of: those where the user reads results or administers.
+    /// The organisations that a user is a member of: those where the user reads results or administers. Lockdown and locks change nothing about it.
     ///
     /// # Errors
     /// When storage fails.
     pub fn orgs_of(&self, name: &UserName) -> Result<Vec<OrgId>, ServerError> {
+        const MEMBER: [Permission; 3] = [Permission::ReadResults, Permission::ServerAdmin, Permission::OrgAdmin];
         let mut member_of = Vec::new();
         for org in self.orgs()? {
             let authority = self.authority(name, &org)?;
-            if [Permission::ReadResults, Permission::ServerAdmin, Permission::OrgAdmin].into_iter().any(|held| authority.allows(held)) {
+            if MEMBER.into_iter().any(|held| authority.holds_by_policy(Permissions::of(&[held]))) {
                 member_of.push(org);
             }
         }
         Ok(member_of)
     }
 
-    /// The right of `principal` to administer the users of `orgs`: `ORG_ADMIN` in the root organisation, or `SERVER_ADMIN` in each of them.
+    /// Whether `principal` may see who the users of `org` are.
     ///
     /// # Errors
-    /// [`ServerError::Forbidden`] naming the organisation.
-    pub fn right_over(&self, principal: &UserName, orgs: &[OrgId]) -> Result<AdminRight, ServerError> {
-        let known = self.orgs()?;
-        let over_all = self.authority(principal, &OrgId::root())?.allows(Permission::OrgAdmin);
-        let mut authorities = Vec::new();
-        for org in orgs {
-            if !known.contains(org) {
-                return Err(ServerError::not_found("Org", org));
-            }
-            let authority = self.authority(principal, org)?;
-            if !over_all && !authority.allows(Permission::ServerAdmin) {
-                return Err(ServerError::Forbidden(format!(
-                    "Error: PermissionDenied, User {principal} is not admin on {}.",
-                    display_name(org)
-                )));
-            }
-            authorities.push(authority);
-        }
-        Ok(AdminRight { authorities, over_all })
+    /// When storage fails.
+    pub fn sees_users_of(&self, principal: &UserName, org: &OrgId) -> Result<bool, ServerError> {
+        let there = self.authority(principal, org)?;
+        // Lockdown denies to administer, and not to read.
+        Ok(there.allows(Permission::ReadResults)
+            || [Permission::OrgAdmin, Permission::ServerAdmin].into_iter().any(|held| there.holds_by_policy(Permissions::of(&[held]))))
     }
 
-    /// Changes a user. The receipt proves that the change is on record.
+    /// The policies of an organisation, by folded user name. What cannot be read is left out.
     ///
     /// # Errors
-    /// [`ServerError::NotFound`], [`ServerError::Invalid`] for a reserved name, [`ServerError::Forbidden`] for a policy that gives more than the granter
-    /// holds.
-    pub fn change(&self, right: &AdminRight, receipt: Receipt, change: UserChange, rng: &dyn Rng) -> Result<Pending<()>, ServerError> {
-        drop(receipt);
-        if change.user.folded() == self.superuser.folded() {
-            return Err(ServerError::invalid(format!("Username is reserved: {}", change.user)));
-        }
-        if let Some(policy) = &change.policy {
-            self.check_grant(right, policy)?;
-        }
-        let secret = change.password.as_ref().map(|password| hash_password(password, rng));
-        let orgs: Vec<OrgId> = right.orgs().cloned().collect();
-        Ok(Pending::submit(&*self.engine, move |txn| {
-            let root = OrgId::root();
-            let key = change.user.folded().into_bytes();
-            let stored: Option<VelociraptorUser> = get_in(txn, &root, Space::Users, &key)?;
-            let mut user = match stored {
-                Some(user) => user,
-                None if change.create => VelociraptorUser { name: change.user.to_string(), ..VelociraptorUser::default() },
-                None => return Err(ServerError::not_found("User", &change.user)),
-            };
-            if let Some((salt, hash)) = secret {
-                user.password_salt = salt;
-                user.password_hash = hash;
-                user.locked = false;
-            }
-            if let Some(subject) = change.subject {
-                user.oid = subject;
-            }
-            put(txn, &root, Space::Users, &key, &user);
-            if let Some(policy) = change.policy {
-                for org in orgs {
-                    put(txn, &org, Space::Policies, &key, &policy.clone().for_org(&org).to_proto());
-                }
-            }
-            Ok(())
-        }))
-    }
-
-    /// Takes a user's policies away in the organisations of the right, and the record with the last of them.
-    ///
-    /// # Errors
-    /// [`ServerError::NotFound`].
-    pub fn delete(&self, right: &AdminRight, receipt: Receipt, user: &UserName) -> Result<Pending<()>, ServerError> {
-        drop(receipt);
-        if self.user(user)?.is_none() {
-            return Err(ServerError::not_found("User", user));
-        }
-        let (here, user, all) = (right.orgs().cloned().collect::<Vec<_>>(), user.clone(), self.orgs()?);
-        Ok(Pending::submit(&*self.engine, move |txn| {
-            let key = user.folded().into_bytes();
-            for org in &here {
-                txn.delete(org, Space::Policies, &key);
-            }
-            let mut left = false;
-            for org in &all {
-                left |= txn.get(org, Space::Policies, &key)?.is_some();
-            }
-            if !left {
-                txn.delete(&OrgId::root(), Space::Users, &key);
-            }
-            Ok(())
-        }))
-    }
-
-    /// The policies of an organisation, by folded user name.
-    ///
-    /// # Errors
-    /// When storage fails or a stored policy is none.
+    /// When storage fails.
     pub fn policies(&self, org: &OrgId) -> Result<BTreeMap<String, Policy>, ServerError> {
+        let roles = self.roles(org)?;
         let mut policies = BTreeMap::new();
         for (key, value) in self.engine.reader().scan(org, Space::Policies, &Scan::default())? {
             let acl: ApiClientAcl = decode(Space::Policies, &key, &value)?;
-            policies.insert(String::from_utf8_lossy(&key).into_owned(), Policy::from_proto(&acl)?);
+            match Policy::from_proto_with(&acl, &roles) {
+                Ok(policy) => drop(policies.insert(String::from_utf8_lossy(&key).into_owned(), policy)),
+                Err(error) => tracing::error!(user = %String::from_utf8_lossy(&key), %org, %error, "a stored policy cannot be used"),
+            }
         }
         Ok(policies)
     }
 
-    fn check_grant(&self, right: &AdminRight, policy: &Policy) -> Result<(), ServerError> {
-        if right.over_all {
-            return Ok(());
+    /// What users call an organisation in messages that peers match on.
+    fn display_name(&self, org: &OrgId) -> String {
+        if org.is_root() {
+            return "<root>".to_owned();
         }
-        for authority in &right.authorities {
-            let beyond = authority.exceeded_by(policy);
-            if !beyond.is_empty() {
-                let (principal, org) = (authority.principal(), authority.org());
-                return Err(ServerError::Forbidden(format!(
-                    "Error: PermissionDenied, User {principal} cannot grant {beyond} in {org}: nobody grants more than they hold"
-                )));
-            }
-        }
-        Ok(())
+        let record: Option<OrgRecord> = get(self.engine.reader(), &OrgId::root(), Space::Orgs, org.as_str().as_bytes()).ok().flatten();
+        record.map(|record| record.name).filter(|name| !name.is_empty()).unwrap_or_else(|| org.to_string())
     }
 
     fn all<M: prost::Message + Default>(&self, org: &OrgId, space: Space) -> Result<Vec<M>, ServerError> {
@@ -280,25 +233,12 @@ impl Directory {
     }
 }
 
-/// What users call an organisation in messages that peers match on.
-fn display_name(org: &OrgId) -> &str {
-    if org.is_root() { "<root>" } else { org.as_str() }
-}
-
-/// Salt and hash of a password, as stock servers store them.
-fn hash_password(password: &str, rng: &dyn Rng) -> (Bytes, Bytes) {
-    let salt: [u8; 32] = random_array(rng);
-    let mut hash = Sha256::new();
-    hash.update(&salt);
-    hash.update(password.as_bytes());
-    (Bytes::copy_from_slice(&salt), Bytes::copy_from_slice(&hash.finish()))
-}
-
-/// Whether `password` is the user's. A user without a password has none that fits.
-#[must_use]
-pub fn password_fits(user: &VelociraptorUser, password: &str) -> bool {
-    let mut hash = Sha256::new();
-    hash.update(&user.password_salt);
-    hash.update(password.as_bytes());
-    !user.password_hash.is_empty() && talon_crypto::constant_time_eq(&hash.finish(), &user.password_hash)
+/// The text of a refusal to administer `org`, in the words that peers match on.
+pub(crate) fn not_admin(principal: &UserName, org: &str, denial: Option<&Denial>) -> String {
+    let why = match denial.map(|denial| &denial.reason) {
+        Some(talon_acl::Reason::LockedDown) => " PERMISSION_DENIED: Server locked down".to_owned(),
+        Some(talon_acl::Reason::Locked(lock)) => format!(" Locked by {lock}"),
+        _ => String::new(),
+    };
+    format!("Error: PermissionDenied, User {principal} is not admin on {org}.{why}")
 }

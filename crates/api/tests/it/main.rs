@@ -5,4 +5,6 @@ mod calls;
 mod connections;
 mod matrix;
 mod queries;
+mod rights;
+mod services;
 mod stage;

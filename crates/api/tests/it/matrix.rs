@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use expect_test::expect_file;
 use talon_api::Method;
+use talon_lockdown::Lockdown;
 use talon_proto as proto;
 use talon_proto::prost::Message as _;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -159,7 +161,17 @@ fn variants() -> Vec<(Method, &'static str, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_method_for_every_role() {
-    let stage = Stage::open().await;
+    let table = table(&Stage::open().await).await;
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/matrix.txt")].assert_eq(&table);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_method_for_every_role_in_lockdown() {
+    let table = table(&Stage::restricted(Arc::new(Lockdown::default())).await).await;
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/matrix-lockdown.txt")].assert_eq(&table);
+}
+
+async fn table(stage: &Stage) -> String {
     let mut callers: Vec<_> = USERS.iter().map(|(user, _)| *user).collect();
     callers.extend(["u_subadmin", "q_push", "u_unknown", SUPERUSER]);
     let mut channels = Vec::new();
@@ -180,8 +192,7 @@ async fn every_method_for_every_role() {
             let _ = write!(table, " {:^width$}", if denied { "." } else { "Y" }, width = caller.trim_start_matches("u_").len());
         }
     }
-    let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/matrix.txt")].assert_eq(&table);
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 #[test]
@@ -213,12 +224,20 @@ fn differs(method: &str, variant: &str, principal: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decisions_agree_with_a_stock_server() {
+    agree("api/matrix-grpc.jsonl", Stage::open().await, 1_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_in_lockdown_agree_with_a_stock_server() {
+    agree("api/matrix-lockdown-grpc.jsonl", Stage::restricted(Arc::new(Lockdown::default())).await, 150).await;
+}
+
+async fn agree(recorded: &str, stage: Stage, at_least: usize) {
     let Some(vectors) = std::env::var_os("TALON_VECTORS") else {
         eprintln!("SKIPPED: TALON_VECTORS is not set");
         return;
     };
-    let lines = std::fs::read_to_string(std::path::Path::new(&vectors).join("api/matrix-grpc.jsonl")).unwrap();
-    let stage = Stage::open().await;
+    let lines = std::fs::read_to_string(std::path::Path::new(&vectors).join(recorded)).unwrap();
     let pool = prost_reflect::DescriptorPool::decode(proto::DESCRIPTORS).unwrap();
     let service = pool.get_service_by_name("proto.API").unwrap();
     let mut channels: BTreeMap<String, Channel> = BTreeMap::new();
@@ -251,5 +270,5 @@ async fn decisions_agree_with_a_stock_server() {
         }
     }
     assert!(wrong.is_empty(), "{} of {compared} differ:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(compared > 1_000, "only {compared} compared");
+    assert!(compared > at_least, "only {compared} compared");
 }

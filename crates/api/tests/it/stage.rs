@@ -58,6 +58,10 @@ struct Later {
 }
 
 impl Restriction for Later {
+    fn lockdown(&self) -> Permissions {
+        if self.begun.load(Ordering::SeqCst) { self.restriction.lockdown() } else { Permissions::NONE }
+    }
+
     fn refuses(&self, question: &Question<'_>) -> Option<Reason> {
         self.begun.load(Ordering::SeqCst).then(|| self.restriction.refuses(question)).flatten()
     }

@@ -19,6 +19,16 @@ section! {
         audit: Option<TalonAudit>,
         /// Whether X25519 and its post-quantum hybrid are not offered, as stock listeners do not.
         nist_curves_only: bool,
+        /// Whether `security.lockdown_denied_permissions` replaces what lockdown denies instead of adding to it.
+        lockdown_replace: bool,
+        /// Whether the server starts in lockdown although its own account can write the configuration file, and so end the lockdown.
+        lockdown_allow_writable_config: bool,
+        /// Administrators who together remove a lock on everything; 2 when not set.
+        lock_quorum: u64,
+        /// SHA-256 in hex of the token that removes any lock; `talon lock token` makes one.
+        unlock_token_sha256: String,
+        /// A file of assertions that every change of a policy must keep.
+        policy_assertions: String,
     }
 }
 

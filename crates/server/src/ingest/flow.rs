@@ -17,6 +17,7 @@ use crate::layout::{flow_file, flow_key, flow_logs, flow_rows, flow_transactions
 use crate::progress::{self, Progress, UploadState};
 use crate::rows;
 use crate::tasks::{self, Unknown};
+use crate::uploads;
 
 /// What an agent may upload beyond its limit, since it notices only after it has passed it.
 const UPLOAD_SLACK: u64 = 64 * 1024 * 1024;
@@ -214,30 +215,12 @@ impl Packet<'_, '_> {
         stored: u64,
     ) -> Result<(), ServerError> {
         let target = self.context.target();
-        let mut components = vec!["clients".to_owned(), target.to_string(), "collections".into(), flow.to_string(), "uploads".into()];
-        components.push(path.accessor().to_owned());
-        components.extend_from_slice(path.components());
-        let vfs_path = format!("/{}", components.join("/"));
         let now_s = self.context.now_us / 1_000_000;
-        let columns = [
-            ("Timestamp", json!(now_s)),
-            ("started", json!(crate::clock::rfc3339(state.started / 1_000_000))),
-            ("vfs_path", json!(vfs_path)),
-            ("Type", json!("")),
-            ("_Components", json!(components)),
-            ("file_size", json!(buffer.size)),
-            ("_accessor", json!(path.accessor())),
-            ("_client_components", json!(path.components())),
-            ("uploaded_size", json!(stored)),
-        ];
-        let mut uploads = vec![rows::object(&columns)];
-        if let Some(index) = buffer.index.as_ref().filter(|index| !index.ranges.is_empty()) {
-            let ranges: Vec<_> = index.ranges.iter().map(range_json).collect();
-            let sparse = [("Type", json!("idx")), ("vfs_path", json!(format!("{vfs_path}.idx"))), ("_ranges", json!(ranges))];
-            let row: Vec<_> = columns.iter().filter(|(name, _)| !matches!(*name, "Type" | "vfs_path")).cloned().chain(sparse).collect();
-            uploads.push(rows::object(&row));
-        }
-        self.txn.append_rows(self.context.org, &flow_uploads(&target, flow), None, rows::block(&uploads))?;
+        let ranges = buffer.index.as_ref().map(|index| index.ranges.as_slice()).unwrap_or_default();
+        let upload =
+            uploads::Finished { target: &target, flow, path, size: buffer.size, stored, started_s: state.started / 1_000_000, ranges };
+        let vfs_path = upload.vfs_path();
+        self.txn.append_rows(self.context.org, &flow_uploads(&target, flow), None, rows::block(&upload.rows(now_s)))?;
         let event = rows::object(&[
             ("Timestamp", json!(now_s)),
             ("ClientId", json!(self.context.client.as_str())),
@@ -248,7 +231,7 @@ impl Packet<'_, '_> {
             ("Size", json!(buffer.size)),
             ("UploadedSize", json!(stored)),
         ]);
-        let event = events::client_event(self.txn, self.context.org, self.context.client, "System.Upload.Completion", &event, now_s)?;
+        let event = events::target_event(self.txn, self.context.org, &target, "System.Upload.Completion", &event, now_s)?;
         self.taken.events.push(event);
         Ok(())
     }
@@ -303,11 +286,14 @@ impl Packet<'_, '_> {
             if clients::interrogated(&*self.txn, org, &target, &flow, &context, &mut self.info)? {
                 self.info_changed = true;
                 clients::index(self.txn, org, &self.info);
+                // Hunts that look at what interrogation tells look again.
+                self.info.last_hunt_timestamp = 0;
                 let row = [("ClientId", json!(self.context.client.as_str()))];
                 self.announce_internal("Server.Internal.Interrogation", &row);
             }
             let now_s = self.context.now_us / 1_000_000;
-            self.taken.events.push(events::flow_ended(self.txn, org, self.context.client, &flow, context, now_s)?);
+            crate::hunts::flow_ended(self.txn, org, self.context.client, &flow, &context, self.context.now_us)?;
+            self.taken.events.push(events::flow_ended(self.txn, org, &target, &flow, context, now_s)?);
             self.taken.completed.push(flow);
             self.taken.wake = true;
         }
@@ -338,15 +324,6 @@ fn place(start: u64, count: u64, stored: u64) -> Place {
     } else {
         Place::Gap
     }
-}
-
-fn range_json(range: &talon_proto::Range) -> serde_json::Value {
-    json!({
-        "file_offset": range.file_offset,
-        "original_offset": range.original_offset,
-        "file_length": range.file_length,
-        "length": range.length,
-    })
 }
 
 fn says_unknown(stats: &FlowStats) -> bool {

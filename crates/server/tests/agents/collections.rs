@@ -130,7 +130,7 @@ async fn who_may_not_collect_schedules_nothing() {
     assert!(agent.poll().await.is_empty());
     assert!(bench.audit_records().iter().any(|record| record.phase == Phase::Denied && record.principal == "bob"));
     let flow = bench.collecting(&agent, "Test.Client").await;
-    assert!(reader.cancel(agent.id(), &flow, "no").unwrap_err().is_denied());
+    assert!(reader.cancel(&agent.target(), &flow, "no").unwrap_err().is_denied());
     assert_eq!(bench.flow(&agent, &flow).state(), State::Waiting);
 }
 
@@ -179,7 +179,7 @@ async fn a_running_flow_is_cancelled_on_the_agent() {
     agent.poll().await;
     let flow = bench.collecting(&agent, "Test.Client").await;
     let alice = bench.user("alice", [Role::Investigator]);
-    alice.cancel(agent.id(), &flow, &talon_server::cancelled_by(alice.principal())).unwrap();
+    alice.cancel(&agent.target(), &flow, &talon_server::cancelled_by(alice.principal())).unwrap();
     let context = bench.flow(&agent, &flow);
     assert_eq!((context.state(), context.status.as_str()), (State::Error, "Cancelled by alice"));
     let messages = agent.poll().await;
@@ -198,7 +198,7 @@ async fn a_queued_flow_that_is_cancelled_never_reaches_the_agent() {
     let agent = bench.enrolled(1).await;
     agent.poll().await;
     let (flow, _) = bench.root().collect(request(&agent, "Test.Client")).unwrap();
-    bench.root().cancel(agent.id(), &flow, "Cancelled by VQL query").unwrap();
+    bench.root().cancel(&agent.target(), &flow, "Cancelled by VQL query").unwrap();
     assert!(agent.poll().await.is_empty());
     assert_eq!(bench.flow(&agent, &flow).state(), State::Error);
     assert_eq!(bench.event_rows(&agent.target(), "System.Flow.Completion").len(), 1);

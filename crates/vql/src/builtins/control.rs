@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::args;
 use crate::call::Call;
-use crate::cancel::StopReason;
+use crate::cancel::{CancelToken, StopReason};
 use crate::dict::{Dict, Key};
 use crate::error::CallError;
 use crate::member::{column, columns, elements, row_to_dict};
@@ -505,9 +505,6 @@ fn sequence(call: Call) -> Result<Rows, CallError> {
 }
 
 fn query(call: Call) -> Result<Rows, CallError> {
-    if call.has("runas") || call.has("org_id") {
-        return Err("other users and organisations are only there on a server".into());
-    }
     let mut variables = Dict::new();
     for name in call.strings("copy_env") {
         if let Some(value) = call.scope().variable(&name) {
@@ -525,7 +522,13 @@ fn query(call: Call) -> Result<Rows, CallError> {
         }
         None => call.scope().cancel_token().child(),
     };
-    let inner = if call.bool("inherit") { call.scope().child(variables) } else { isolated(&call, variables) };
+    let (org, runas) = (call.opt_string("org_id").unwrap_or_default(), call.opt_string("runas").unwrap_or_default());
+    let inner = match (org.is_empty() && runas.is_empty(), call.bool("inherit")) {
+        (true, true) => call.scope().child(variables),
+        (true, false) => isolated(&call, variables),
+        (false, true) => return Err("a query in another organisation or as another user inherits no scope".into()),
+        (false, false) => Some(elsewhere(&call, (&org, &runas), variables, &cancel)?),
+    };
     let Some(inner) = inner.and_then(|inner| inner.with_cancel(cancel.clone())) else { return Ok(Rows::none()) };
     let mut rows = match call.value("query") {
         Value::Query(query) => query.open(&inner),
@@ -552,6 +555,22 @@ fn query(call: Call) -> Result<Rows, CallError> {
         }
         Some(row)
     }))
+}
+
+/// A scope in another organisation or of another user: nothing of the caller's own is in it but the given variables.
+fn elsewhere(call: &Call, (org, runas): (&str, &str), variables: Dict, cancel: &CancelToken) -> Result<Scope, CallError> {
+    let here = call.scope().environment();
+    let door = here.elsewhere.as_ref().ok_or("other users and organisations are only there on a server")?;
+    let there = match door.environment(org, runas, cancel) {
+        Ok(there) => there,
+        Err(refused) => {
+            call.scope().log(format!("ERROR:query: {refused}"));
+            return Err(CallError::Silent);
+        }
+    };
+    let mut all = there.variables().clone();
+    all.extend(variables.iter());
+    Ok(there.with_variables(all).continuing(here, cancel.clone()).open())
 }
 
 /// A scope with the host's variables and `variables` over them, and nothing of the caller's own.
