@@ -12,32 +12,14 @@ use crate::text::plain;
 use crate::time::{Time, parse_flexibly, zone};
 use crate::value::{Text, Value};
 
-/// Fills `call` with `given`, converted. A repeated name counts by its last value.
-pub(crate) fn convert(signature: &Signature, given: Vec<(Key, Value)>, mut call: Call) -> Result<Call, CallError> {
-    let unexpected = call.extras.first().map(|(name, _)| name.clone());
-    call.extras.clear();
-    let accessor = given
-        .iter()
-        .rev()
-        .find(|(name, _)| name == "accessor")
-        .and_then(|(_, value)| value.as_str().map(str::to_owned))
-        .unwrap_or_default();
-    let mut slots: Vec<Option<Value>> = vec![None; signature.args.len()];
-    let mut unknown = unexpected;
-    for (name, value) in given {
-        match signature.args.iter().position(|arg| name == arg.name) {
-            Some(at) => {
-                if let Some(slot) = slots.get_mut(at) {
-                    *slot = Some(value);
-                }
-            }
-            None if signature.free_form => call.extras.push((name, value)),
-            None => {
-                unknown.get_or_insert(name);
-            }
-        }
-    }
-    for (arg, slot) in signature.args.iter().zip(slots.iter_mut()) {
+/// Converts the values of `call`. `unknown` is the first argument that is not declared.
+pub(crate) fn convert(signature: &Signature, mut call: Call, unknown: Option<Key>) -> Result<Call, CallError> {
+    let accessor = if signature.args.iter().any(|arg| matches!(arg.ty, ArgType::Path | ArgType::Paths)) {
+        accessor_of(signature, &call)
+    } else {
+        String::new()
+    };
+    for (arg, slot) in signature.args.iter().zip(call.values.iter_mut()) {
         if let Some(value) = slot.take() {
             *slot = one(arg, value, &accessor, &call.scope)?;
         }
@@ -48,8 +30,15 @@ pub(crate) fn convert(signature: &Signature, given: Vec<(Key, Value)>, mut call:
     if let Some(name) = unknown {
         return Err(CallError::Argument(format!("Unexpected arg {name}")));
     }
-    call.values = slots;
     Ok(call)
+}
+
+/// The accessor that the call names: it decides how paths are read.
+fn accessor_of(signature: &Signature, call: &Call) -> String {
+    const NAME: &str = "accessor";
+    let declared = signature.args.iter().position(|arg| arg.name == NAME).and_then(|at| call.values.get(at)?.as_ref());
+    let given = declared.or_else(|| call.extras.iter().rev().find(|(name, _)| name == NAME).map(|(_, value)| value));
+    given.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn mismatch(arg: &Arg, wanted: &str, value: &Value) -> CallError {

@@ -1,5 +1,6 @@
 //! The budget of a query: rows read, bytes held, time. What goes beyond stops the query.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +14,10 @@ pub struct Budget {
     pub rows: u64,
     /// Bytes held at one time in lists, groups, sorts and kept results, by estimate.
     pub bytes: u64,
+    /// Bytes that one `ORDER BY`, `GROUP BY` or kept result holds before it goes on on disk, where the host program has one.
+    pub spill: u64,
+    /// The percentage of one processor that the query may use. When it has used more, it waits.
+    pub cpu: Option<u32>,
     /// Wall time, by the query's clock.
     pub time: Option<Duration>,
     /// The longest string that operators and built-ins make.
@@ -22,9 +27,9 @@ pub struct Budget {
 }
 
 impl Default for Budget {
-    /// No limit of rows and time; 1 GiB; strings up to 100 000 000 bytes as stock engines have it; 128 threads.
+    /// No limit of rows, time and processor; 1 GiB, of which 64 MiB in one place; strings up to 100 000 000 bytes as stock engines have it; 128 threads.
     fn default() -> Self {
-        Self { rows: u64::MAX, bytes: 1 << 30, time: None, string: 100_000_000, threads: 128 }
+        Self { rows: u64::MAX, bytes: 1 << 30, spill: 64 << 20, cpu: None, time: None, string: 100_000_000, threads: 128 }
     }
 }
 
@@ -35,11 +40,18 @@ pub(crate) struct Meter {
     rows: AtomicU64,
     bytes: AtomicU64,
     threads: AtomicU64,
+    /// Nanoseconds of processor time, as far as the threads have told.
+    cpu: AtomicU64,
+}
+
+thread_local! {
+    /// What this thread had used when it last told a meter.
+    static TOLD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 impl Meter {
     pub(crate) fn new(budget: Budget) -> Arc<Self> {
-        Arc::new(Self { budget, rows: AtomicU64::new(0), bytes: AtomicU64::new(0), threads: AtomicU64::new(0) })
+        Arc::new(Self { budget, rows: AtomicU64::new(0), bytes: AtomicU64::new(0), threads: AtomicU64::new(0), cpu: AtomicU64::new(0) })
     }
 
     pub(crate) fn budget(&self) -> &Budget {
@@ -55,6 +67,19 @@ impl Meter {
         if self.rows.fetch_add(1, Ordering::Relaxed) >= self.budget.rows {
             cancel.stop(StopReason::Rows(self.budget.rows));
         }
+    }
+
+    /// Counts what this thread has used since it last told, `elapsed` after the start of the query. How long it must wait to stay within its share.
+    pub(crate) fn throttle(&self, thread_cpu: Duration, elapsed: Duration) -> Duration {
+        // What was used before a thread came to this query is not the query's: a step that is too long is not counted.
+        const STEP: Duration = Duration::from_secs(1);
+        let Some(percent) = self.budget.cpu.filter(|percent| *percent > 0) else { return Duration::ZERO };
+        let before = TOLD.replace(thread_cpu);
+        let step = thread_cpu.saturating_sub(before).min(STEP);
+        let step = u64::try_from(step.as_nanos()).unwrap_or(0);
+        let used = self.cpu.fetch_add(step, Ordering::Relaxed).saturating_add(step);
+        let due = Duration::from_nanos(used.saturating_mul(100) / u64::from(percent));
+        due.saturating_sub(elapsed)
     }
 
     /// Whether `bytes` more would fit.
@@ -82,6 +107,18 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn none(meter: Arc<Meter>, cancel: CancelToken) -> Self {
         Self { meter, cancel, bytes: 0 }
+    }
+
+    /// How much is held here.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Holds no more than `bytes`, of what was held.
+    pub(crate) fn reset(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.meter.give_back(self.bytes.saturating_sub(bytes));
+        self.bytes = bytes;
     }
 
     /// Holds `bytes` more. False, and the query stops, when that is too much.
@@ -124,6 +161,17 @@ impl Drop for ThreadSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_the_processor_is_kept_by_waiting() {
+        let meter = Meter::new(Budget { cpu: Some(25), ..Budget::default() });
+        let millis = Duration::from_millis;
+        TOLD.set(Duration::ZERO);
+        assert_eq!(meter.throttle(millis(100), millis(100)), millis(300));
+        assert_eq!(meter.throttle(millis(100), millis(400)), Duration::ZERO);
+        assert_eq!(meter.throttle(millis(150), millis(450)), millis(150));
+        assert_eq!(Meter::new(Budget::default()).throttle(millis(900), Duration::ZERO), Duration::ZERO);
+    }
 
     #[test]
     fn what_goes_beyond_stops_the_query_and_what_is_dropped_comes_back() {

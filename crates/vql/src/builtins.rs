@@ -3,21 +3,21 @@
 mod aggregates;
 mod artifacts;
 mod cache;
+mod changes;
 mod containers;
 mod control;
 mod encodings;
 mod later;
 mod log;
-mod changes;
-mod tracker;
-mod reference;
 pub(crate) mod mock;
 mod objects;
 mod paths;
+mod reference;
 mod streams;
 mod strings;
 mod template;
 mod times;
+mod tracker;
 
 use crate::registry::Registry;
 

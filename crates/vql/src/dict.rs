@@ -9,12 +9,17 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
+use crate::shape::Shape;
 use crate::value::Value;
 
+/// A map that keeps the order of insertion, hashed fast.
+pub(crate) type Map<K, V> = IndexMap<K, V, RandomState>;
+
 /// How many entries a dict holds before it gets a hash index.
-const SMALL: usize = 16;
+pub(crate) const SMALL: usize = 16;
 
 /// A key: cheap to clone, free to make from a literal.
 #[derive(Clone)]
@@ -59,7 +64,8 @@ impl AsRef<str> for Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
+        let (left, right) = (self.as_str(), other.as_str());
+        std::ptr::eq(left, right) || left == right
     }
 }
 
@@ -151,7 +157,9 @@ pub struct Dict {
 #[derive(Clone)]
 enum Entries {
     Small(Vec<(Key, Value)>),
-    Large(Box<IndexMap<Key, Value>>),
+    Large(Box<Map<Key, Value>>),
+    /// Values beside the names of a shape, as many as it has.
+    Shaped(Arc<Shape>, Vec<Value>),
 }
 
 impl Default for Entries {
@@ -171,6 +179,54 @@ impl Dict {
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self { entries: Entries::Small(Vec::with_capacity(capacity.min(SMALL))), ..Self::default() }
+    }
+
+    /// A row of a known shape: `values` beside its names. What is missing is NULL, what is too much is dropped.
+    #[must_use]
+    pub fn of_shape(shape: &Arc<Shape>, mut values: Vec<Value>) -> Self {
+        let (mut depth, mut unread, mut weight) = (0, false, shape.weight());
+        values.resize(shape.len(), Value::Null);
+        for value in &mut values {
+            let of_value = value.depth().saturating_add(1);
+            if of_value > crate::MAX_DEPTH {
+                *value = Value::Null;
+                continue;
+            }
+            depth = depth.max(of_value);
+            unread |= value.is_unread();
+            weight = weight.saturating_add(value.weight());
+        }
+        Self { entries: Entries::Shaped(shape.clone(), values), default: None, fold_case: false, depth, weight, unread }
+    }
+
+    /// The shape of a row that shares its names with others.
+    pub(crate) fn shape(&self) -> Option<&Arc<Shape>> {
+        match &self.entries {
+            Entries::Shaped(shape, _) => Some(shape),
+            _ => None,
+        }
+    }
+
+    /// Whether lookups are plain: no default, no folding of case.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.default.is_none() && !self.fold_case
+    }
+
+    pub(crate) fn folds_case(&self) -> bool {
+        self.fold_case
+    }
+
+    pub(crate) fn default_value(&self) -> Option<&Value> {
+        self.default.as_deref()
+    }
+
+    /// Entries of its own, before they change.
+    fn unshape(&mut self) {
+        if let Entries::Shaped(shape, values) = &mut self.entries {
+            let entries = shape.keys().iter().cloned().zip(std::mem::take(values));
+            self.entries =
+                if shape.len() <= SMALL { Entries::Small(entries.collect()) } else { Entries::Large(Box::new(entries.collect())) };
+        }
     }
 
     /// Lookups that miss give `default` in queries ([`Dict::member`]).
@@ -200,6 +256,7 @@ impl Dict {
         match &self.entries {
             Entries::Small(entries) => entries.len(),
             Entries::Large(entries) => entries.len(),
+            Entries::Shaped(_, values) => values.len(),
         }
     }
 
@@ -219,6 +276,7 @@ impl Dict {
         let exact = match &self.entries {
             Entries::Small(entries) => entries.iter().position(|(name, _)| name.as_str() == key),
             Entries::Large(entries) => entries.get_index_of(key),
+            Entries::Shaped(shape, _) => shape.position(key),
         };
         if exact.is_some() || !self.fold_case {
             return exact;
@@ -231,6 +289,7 @@ impl Dict {
     pub fn get(&self, key: &str) -> Option<&Value> {
         match &self.entries {
             Entries::Small(entries) if !self.fold_case => entries.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| value),
+            Entries::Shaped(shape, values) if !self.fold_case => shape.position(key).and_then(|at| values.get(at)),
             _ => self.position(key).and_then(|at| self.get_index(at)).map(|(_, value)| value),
         }
     }
@@ -247,6 +306,7 @@ impl Dict {
         match &self.entries {
             Entries::Small(entries) => entries.get(at).map(|(key, value)| (key, value)),
             Entries::Large(entries) => entries.get_index(at),
+            Entries::Shaped(shape, values) => shape.keys().get(at).zip(values.get(at)),
         }
     }
 
@@ -283,6 +343,7 @@ impl Dict {
 
     /// Sets `key`. A present key moves to the end.
     pub fn set(&mut self, key: impl Into<Key>, value: impl Into<Value>) {
+        self.unshape();
         let key = key.into();
         let value = self.admit(value.into());
         if let Some(at) = self.position(&key) {
@@ -303,6 +364,7 @@ impl Dict {
                 let slot = match &mut self.entries {
                     Entries::Small(entries) => entries.get_mut(at).map(|(_, slot)| slot),
                     Entries::Large(entries) => entries.get_index_mut(at).map(|(_, slot)| slot),
+                    Entries::Shaped(_, values) => values.get_mut(at),
                 };
                 if let Some(slot) = slot {
                     *slot = value;
@@ -313,24 +375,28 @@ impl Dict {
     }
 
     fn push(&mut self, key: Key, value: Value) {
+        self.unshape();
         self.weight = self.weight.saturating_add(Self::weigh(&key, &value));
         match &mut self.entries {
             Entries::Small(entries) if entries.len() < SMALL => entries.push((key, value)),
             Entries::Small(entries) => {
-                let mut large: IndexMap<Key, Value> = std::mem::take(entries).into_iter().collect();
+                let mut large: Map<Key, Value> = std::mem::take(entries).into_iter().collect();
                 large.insert(key, value);
                 self.entries = Entries::Large(Box::new(large));
             }
             Entries::Large(entries) => {
                 entries.insert(key, value);
             }
+            Entries::Shaped(..) => {}
         }
     }
 
     fn remove_index(&mut self, at: usize) -> Option<Value> {
+        self.unshape();
         let (key, value) = match &mut self.entries {
             Entries::Small(entries) => (at < entries.len()).then(|| entries.remove(at))?,
             Entries::Large(entries) => entries.shift_remove_index(at)?,
+            Entries::Shaped(..) => return None,
         };
         self.weight = self.weight.saturating_sub(Self::weigh(&key, &value));
         Some(value)
@@ -348,6 +414,7 @@ impl Dict {
         Iter(match &self.entries {
             Entries::Small(entries) => IterKind::Small(entries.iter()),
             Entries::Large(entries) => IterKind::Large(entries.iter()),
+            Entries::Shaped(shape, values) => IterKind::Shaped(shape.keys().iter(), values.iter()),
         })
     }
 
@@ -368,6 +435,7 @@ pub struct Iter<'a>(IterKind<'a>);
 enum IterKind<'a> {
     Small(std::slice::Iter<'a, (Key, Value)>),
     Large(indexmap::map::Iter<'a, Key, Value>),
+    Shaped(std::slice::Iter<'a, Key>, std::slice::Iter<'a, Value>),
 }
 
 impl<'a> Iterator for Iter<'a> {
@@ -377,6 +445,7 @@ impl<'a> Iterator for Iter<'a> {
         match &mut self.0 {
             IterKind::Small(entries) => entries.next().map(|(key, value)| (key, value)),
             IterKind::Large(entries) => entries.next(),
+            IterKind::Shaped(keys, values) => keys.next().zip(values.next()),
         }
     }
 }
@@ -395,9 +464,12 @@ impl IntoIterator for Dict {
     type IntoIter = IntoIter;
 
     fn into_iter(self) -> IntoIter {
-        IntoIter(match self.entries {
+        let mut whole = self;
+        whole.unshape();
+        IntoIter(match whole.entries {
             Entries::Small(entries) => IntoIterKind::Small(entries.into_iter()),
             Entries::Large(entries) => IntoIterKind::Large(entries.into_iter()),
+            Entries::Shaped(..) => IntoIterKind::Small(Vec::new().into_iter()),
         })
     }
 }

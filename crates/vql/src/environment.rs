@@ -15,6 +15,7 @@ use crate::error::{CallError, Denied};
 use crate::registry::Registry;
 use crate::rows::Rows;
 use crate::scope::Scope;
+use crate::spill::Spill;
 use crate::time::Time;
 use crate::value::Value;
 
@@ -139,6 +140,11 @@ pub trait Clock: Send + Sync {
     /// Time since any fixed moment, never going back: for deadlines.
     fn elapsed(&self) -> Duration;
 
+    /// Processor time that this thread has used, where that is known: for the share of a processor that a query may use.
+    fn thread_cpu(&self) -> Option<Duration> {
+        None
+    }
+
     /// Whether waiting really waits. A frozen clock of tests says no.
     fn waits(&self) -> bool {
         true
@@ -246,6 +252,7 @@ pub struct Environment {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) artifacts: Option<Arc<dyn ArtifactResolver>>,
     pub(crate) elsewhere: Option<Arc<dyn Elsewhere>>,
+    pub(crate) spill: Option<Arc<dyn Spill>>,
     pub(crate) extensions: Extensions,
     pub(crate) variables: Dict,
     pub(crate) locals: Dict,
@@ -265,6 +272,7 @@ impl Environment {
             random: Arc::new(Counter::default()),
             artifacts: None,
             elsewhere: None,
+            spill: None,
             extensions: Extensions::default(),
             variables: Dict::new(),
             locals: Dict::new(),
@@ -319,6 +327,13 @@ impl Environment {
     #[must_use]
     pub fn elsewhere(mut self, elsewhere: Arc<dyn Elsewhere>) -> Self {
         self.elsewhere = Some(elsewhere);
+        self
+    }
+
+    /// Where rows go that do not fit into memory.
+    #[must_use]
+    pub fn spill(mut self, spill: Arc<dyn Spill>) -> Self {
+        self.spill = Some(spill);
         self
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::ast::{self, BinaryOp, Expr, ExprKind, LetBody, Symbol};
+use crate::at::At;
 use crate::builtins::{Target, mock};
 use crate::call::Call;
 use crate::dict::{Dict, Key};
@@ -16,52 +17,62 @@ use crate::signature::{ArgType, Kind, OnError, Signature};
 use crate::value::{List, Text, Value};
 use crate::{arguments, member, ops, select};
 
-/// The value of an expression. Queries stay unread.
+/// The value of an expression in a scope. Queries stay unread.
 pub(crate) fn expression(expr: &Expr, scope: &Scope) -> Value {
     if !crate::stack::has_room() {
         scope.log_once(format!("Stack Overflow: {}", canonical_expr(expr)));
         return Value::Null;
     }
+    evaluate(expr, At::Scope(scope))
+}
+
+/// The value of an expression. Queries stay unread. How far this recurses by itself is bounded by the height of what the parser takes.
+pub(crate) fn evaluate(expr: &Expr, at: At<'_>) -> Value {
     match &expr.kind {
         ExprKind::Null => Value::Null,
         ExprKind::Bool { value, .. } => Value::Bool(*value),
         ExprKind::Number(ast::Number::Int(number)) => Value::Int(*number),
         ExprKind::Number(ast::Number::Float(number)) => Value::Float(*number),
         ExprKind::String(literal) => Value::Str(Text::from(literal.value.clone())),
-        ExprKind::Symbol(symbol) => evaluate_symbol(symbol, scope),
-        ExprKind::Paren(inner) => expression(inner, scope),
-        ExprKind::Tuple { items, .. } => list_of(items, scope),
+        ExprKind::Symbol(symbol) => evaluate_symbol(symbol, at),
+        ExprKind::Paren(inner) => evaluate(inner, at),
+        ExprKind::Tuple { items, .. } => list_of(items, at),
         ExprKind::Member { object, name } => {
-            let object = expression(object, scope);
-            member::member(&object, &name.name, scope).unwrap_or_default()
+            let object = evaluate(object, at);
+            member::member(&object, &name.name, at.scope_for(&object)).unwrap_or_default()
         }
         ExprKind::Index { object, index } => {
-            let (object, index) = (expression(object, scope), expression(index, scope).reduced());
-            member::index(&object, &index, scope)
+            let (object, index) = (evaluate(object, at), evaluate(index, at).reduced());
+            member::index(&object, &index, at.scope_for(&object))
         }
         ExprKind::Slice { object, from, to } => {
-            let object = expression(object, scope);
-            let bound = |bound: &Option<Box<Expr>>| bound.as_ref().map(|bound| expression(bound, scope).reduced());
-            member::slice(&object, bound(from).as_ref(), bound(to).as_ref(), scope)
+            let object = evaluate(object, at);
+            let bound = |bound: &Option<Box<Expr>>| bound.as_ref().map(|bound| evaluate(bound, at).reduced());
+            member::slice(&object, bound(from).as_ref(), bound(to).as_ref(), at.scope_for(&object))
         }
-        ExprKind::Binary { op, left, right } => binary(*op, left, right, scope),
-        ExprKind::And { first, rest } => conjunction(first, rest, scope),
-        ExprKind::Or { first, rest } => disjunction(first, rest, scope),
-        ExprKind::Not(inner) => Value::Bool(!ops::truth(&expression(inner, scope), scope)),
+        ExprKind::Binary { op, left, right } => binary(*op, left, right, at),
+        ExprKind::And { first, rest } => conjunction(first, rest, at),
+        ExprKind::Or { first, rest } => disjunction(first, rest, at),
+        ExprKind::Not(inner) => Value::Bool(!is_true(&evaluate(inner, at), at)),
     }
 }
 
-fn list_of(items: &[Expr], scope: &Scope) -> Value {
-    items.iter().map(|item| expression(item, scope).reduced()).collect::<List>().into()
+fn is_true(value: &Value, at: At<'_>) -> bool {
+    ops::truth(value, at.scope_for(value))
 }
 
-fn binary(op: BinaryOp, left: &Expr, right: &Expr, scope: &Scope) -> Value {
-    let left = expression(left, scope).reduced();
-    let right = expression(right, scope).reduced();
+fn list_of(items: &[Expr], at: At<'_>) -> Value {
+    items.iter().map(|item| evaluate(item, at).reduced()).collect::<List>().into()
+}
+
+fn binary(op: BinaryOp, left: &Expr, right: &Expr, at: At<'_>) -> Value {
+    let left = evaluate(left, at).reduced();
+    let right = evaluate(right, at).reduced();
+    let scope = || if left.is_unread() { at.scope() } else { at.scope_for(&right) };
     Value::Bool(match op {
-        BinaryOp::Add => return ops::add(&left, &right, scope),
+        BinaryOp::Add => return ops::add(&left, &right, scope()),
         BinaryOp::Sub => return ops::subtract(&left, &right),
-        BinaryOp::Mul => return ops::multiply(&left, &right, scope),
+        BinaryOp::Mul => return ops::multiply(&left, &right, scope()),
         BinaryOp::Div => return ops::divide(&left, &right),
         BinaryOp::Eq => ops::equal(&left, &right),
         BinaryOp::Ne => !ops::equal(&left, &right),
@@ -69,19 +80,19 @@ fn binary(op: BinaryOp, left: &Expr, right: &Expr, scope: &Scope) -> Value {
         BinaryOp::Le => ops::less(&left, &right) || ops::equal(&left, &right),
         BinaryOp::Gt => ops::greater(&left, &right),
         BinaryOp::Ge => ops::greater(&left, &right) || ops::equal(&left, &right),
-        BinaryOp::In => ops::contains(&left, &right, scope),
-        BinaryOp::Match => ops::matches(&left, &right, scope),
+        BinaryOp::In => ops::contains(&left, &right, scope()),
+        BinaryOp::Match => ops::matches(&left, &right, scope()),
     })
 }
 
-fn conjunction(first: &Expr, rest: &[(Arc<str>, Expr)], scope: &Scope) -> Value {
-    if !ops::truth(&expression(first, scope), scope) {
+fn conjunction(first: &Expr, rest: &[(Arc<str>, Expr)], at: At<'_>) -> Value {
+    if !is_true(&evaluate(first, at), at) {
         return Value::Bool(false);
     }
     let mut result = Value::Bool(true);
     for (operator, operand) in rest {
-        let value = expression(operand, scope).reduced();
-        if !ops::truth(&value, scope) {
+        let value = evaluate(operand, at).reduced();
+        if !is_true(&value, at) {
             return Value::Bool(false);
         }
         result = if &**operator == "&&" { value } else { Value::Bool(true) };
@@ -89,24 +100,24 @@ fn conjunction(first: &Expr, rest: &[(Arc<str>, Expr)], scope: &Scope) -> Value 
     result
 }
 
-fn disjunction(first: &Expr, rest: &[(Arc<str>, Expr)], scope: &Scope) -> Value {
-    let mut result = expression(first, scope).reduced();
-    if ops::truth(&result, scope) {
+fn disjunction(first: &Expr, rest: &[(Arc<str>, Expr)], at: At<'_>) -> Value {
+    let mut result = evaluate(first, at).reduced();
+    if is_true(&result, at) {
         return result;
     }
     for (operator, operand) in rest {
-        result = expression(operand, scope).reduced();
-        if ops::truth(&result, scope) {
+        result = evaluate(operand, at).reduced();
+        if is_true(&result, at) {
             return if &**operator == "||" { result } else { Value::Bool(true) };
         }
     }
     result
 }
 
-fn evaluate_symbol(symbol: &Symbol, scope: &Scope) -> Value {
+fn evaluate_symbol(symbol: &Symbol, at: At<'_>) -> Value {
     let value = match &symbol.args {
-        Some(args) => call_symbol(symbol, args, scope),
-        None => reference(&symbol.path, scope),
+        Some(args) => call_symbol(symbol, args, at),
+        None => reference(&symbol.path, at),
     };
     if symbol.negated { ops::negate(&value.reduced()) } else { value }
 }
@@ -115,9 +126,10 @@ fn dotted(path: &[ast::Ident]) -> String {
     path.iter().map(|part| &*part.name).collect::<Vec<_>>().join(".")
 }
 
-fn reference(path: &[ast::Ident], scope: &Scope) -> Value {
+fn reference(path: &[ast::Ident], at: At<'_>) -> Value {
     let Some((first, rest)) = path.split_first() else { return Value::Null };
-    let Some(binding) = scope.lookup(&first.name) else {
+    let Some(binding) = at.lookup(&first.name) else {
+        let scope = at.scope();
         if scope.registry().find_function(&first.name).is_some() {
             scope.log_once(format!("ERROR:Symbol {} is a function but it is not being called.", first.name));
         } else {
@@ -125,9 +137,9 @@ fn reference(path: &[ast::Ident], scope: &Scope) -> Value {
         }
         return Value::Null;
     };
-    let mut value = resolve(binding, scope);
+    let mut value = resolve(binding, at);
     for name in rest {
-        match member::member(&value, &name.name, scope) {
+        match member::member(&value, &name.name, at.scope_for(&value)) {
             Some(next) => value = next,
             None => return Value::Null,
         }
@@ -142,13 +154,13 @@ fn log_missing(path: &[ast::Ident], scope: &Scope) {
 }
 
 /// What a name is worth where it is used: stored expressions run now, in the user's scope; stored queries stay unread.
-pub(crate) fn resolve(binding: Binding, scope: &Scope) -> Value {
+pub(crate) fn resolve(binding: Binding, at: At<'_>) -> Value {
     match binding {
         Binding::Value(value) => value.reduced(),
         Binding::Let(definition) => match &definition.body {
-            LetBody::Expr(expr) => match scope.deeper() {
+            LetBody::Expr(expr) => match at.scope().deeper() {
                 Some(scope) => expression(expr, &scope).reduced(),
-                None => overflow(&definition, scope),
+                None => overflow(&definition, at.scope()),
             },
             LetBody::Select(_) => StoredQuery::new(Stored { definition, args: None }).into(),
         },
@@ -161,28 +173,29 @@ fn overflow(definition: &Arc<ast::Let>, scope: &Scope) -> Value {
     Value::Null
 }
 
-fn call_symbol(symbol: &Symbol, args: &[ast::Arg], scope: &Scope) -> Value {
+fn call_symbol(symbol: &Symbol, args: &[ast::Arg], at: At<'_>) -> Value {
+    let scope = at.base();
     if scope.stopped() {
         return Value::Null;
     }
-    let name = dotted(&symbol.path);
     let site = std::ptr::from_ref(symbol) as usize;
     let [first] = symbol.path.as_slice() else {
-        if scope.lookup(symbol.path.first().map_or("", |part| &part.name)).is_none() {
-            log_missing(&symbol.path, scope);
+        if at.lookup(symbol.path.first().map_or("", |part| &part.name)).is_none() {
+            log_missing(&symbol.path, at.scope());
         } else {
-            scope.log_once(format!("ERROR:Symbol {name} is not a function but it is being called."));
+            scope.log_once(format!("ERROR:Symbol {} is not a function but it is being called.", dotted(&symbol.path)));
         }
         return Value::Null;
     };
-    let function = scope.registry().find_function(&name);
+    let name = &*first.name;
+    let function = scope.registry().find_function(name);
     if !matches!(function, Some(Entry::Blocked))
-        && let Some(mock) = scope.mocked(|| Target::Function(name.clone()))
+        && let Some(mock) = scope.mocked(|| Target::Function(name.to_owned()))
     {
-        return mock.call(mock::recorded(args, scope));
+        return mock.call(mock::recorded(args, at));
     }
     match function {
-        Some(Entry::Active(function)) => return call_function(function.as_ref(), args, scope, site),
+        Some(Entry::Active(function)) => return call_function(function.as_ref(), args, at, site),
         Some(Entry::Blocked) => {
             scope.log_once(format!(
                 "ERROR:VQL Function {name}() has been blocked in the configuration. Please update the configuration file to allow it."
@@ -190,23 +203,23 @@ fn call_symbol(symbol: &Symbol, args: &[ast::Arg], scope: &Scope) -> Value {
             return Value::Null;
         }
         Some(Entry::Elsewhere(platforms)) => {
-            scope.log_once(elsewhere("Function", &name, platforms));
+            scope.log_once(elsewhere("Function", name, platforms));
             return Value::Null;
         }
         None => {}
     }
-    match scope.lookup(&first.name) {
-        Some(Binding::Let(definition)) => call_definition(&definition, args, scope),
+    match at.lookup(name) {
+        Some(Binding::Let(definition)) => call_definition(&definition, args, at),
         Some(Binding::Value(Value::Lambda(lambda))) => {
-            let values: Vec<Value> = args.iter().map(|arg| argument(&arg.value, scope)).collect();
-            lambda.call(scope, &values)
+            let values: Vec<Value> = args.iter().map(|arg| argument(&arg.value, at)).collect();
+            lambda.call(at.scope(), &values)
         }
         Some(Binding::Value(_)) => {
             scope.log_once(format!("ERROR:Symbol {name} is not a function but it is being called."));
             Value::Null
         }
         None => {
-            log_missing(&symbol.path, scope);
+            log_missing(&symbol.path, at.scope());
             Value::Null
         }
     }
@@ -220,24 +233,24 @@ fn elsewhere(kind: &str, name: &str, platforms: &str) -> String {
 }
 
 /// The frame of a call of a definition: arguments evaluated now, missing ones by their defaults, both in the caller's scope.
-fn bind(definition: &ast::Let, args: &[ast::Arg], scope: &Scope) -> Dict {
+fn bind(definition: &ast::Let, args: &[ast::Arg], at: At<'_>) -> Dict {
     let mut frame = Dict::new();
     for param in definition.params.iter().flatten() {
         let given = args.iter().rev().find(|arg| arg.name.name == param.name.name).map(|arg| &arg.value);
         if let Some(value) = given.or(param.default.as_ref()) {
-            frame.set(&param.name.name, argument(value, scope));
+            frame.set(&param.name.name, argument(value, at));
         }
     }
     frame
 }
 
-fn call_definition(definition: &Arc<ast::Let>, args: &[ast::Arg], scope: &Scope) -> Value {
-    let frame = bind(definition, args, scope);
+fn call_definition(definition: &Arc<ast::Let>, args: &[ast::Arg], at: At<'_>) -> Value {
+    let frame = bind(definition, args, at);
     match &definition.body {
         LetBody::Select(_) => StoredQuery::new(Stored { definition: definition.clone(), args: Some(frame) }).into(),
-        LetBody::Expr(expr) => match scope.child_with_new_aggregates(frame) {
+        LetBody::Expr(expr) => match at.scope().child_with_new_aggregates(frame) {
             Some(scope) => expression(expr, &scope).reduced(),
-            None => overflow(definition, scope),
+            None => overflow(definition, at.scope()),
         },
     }
 }
@@ -253,7 +266,7 @@ pub(crate) fn open_definition(definition: &Arc<ast::Let>, args: &[ast::Arg], sco
             scope.log_once(format!("ERROR:Missing arg {} when calling {}", param.name.name, definition.name.name));
         }
     }
-    match call_definition(definition, args, scope) {
+    match call_definition(definition, args, At::Scope(scope)) {
         Value::Query(query) => query.open(scope),
         other => select::rows_of(other, scope),
     }
@@ -302,62 +315,77 @@ impl RowSource for Literal {
 }
 
 /// The value of an argument, evaluated now. Queries stay unread.
-pub(crate) fn argument(value: &ast::ArgValue, scope: &Scope) -> Value {
+pub(crate) fn argument(value: &ast::ArgValue, at: At<'_>) -> Value {
     match value {
-        ast::ArgValue::Expr(expr) => expression(expr, scope).reduced(),
+        ast::ArgValue::Expr(expr) => evaluate(expr, at).reduced(),
         ast::ArgValue::Select(query) => StoredQuery::new(Literal(query.clone())).into(),
         ast::ArgValue::Array { items, trailing_comma } => match items.as_slice() {
-            [only] if !trailing_comma => expression(only, scope).reduced(),
-            items => list_of(items, scope),
+            [only] if !trailing_comma => evaluate(only, at).reduced(),
+            items => list_of(items, at),
         },
     }
 }
 
-fn lazy_argument(value: &ast::ArgValue, scope: &Scope) -> Value {
+fn lazy_argument(value: &ast::ArgValue, at: At<'_>) -> Value {
     match value {
         ast::ArgValue::Expr(expr) => match &expr.kind {
-            ExprKind::Null | ExprKind::Bool { .. } | ExprKind::Number(_) | ExprKind::String(_) => expression(expr, scope),
-            _ => Lazy::new(expr.clone(), scope.clone()).into(),
+            ExprKind::Null | ExprKind::Bool { .. } | ExprKind::Number(_) | ExprKind::String(_) => evaluate(expr, at),
+            _ => Lazy::new(expr.clone(), at.scope().clone()).into(),
         },
-        other => argument(other, scope),
+        other => argument(other, at),
     }
 }
 
 /// Checks permissions and arguments and makes the call that the body sees.
-fn prepare(signature: &Signature, args: &[ast::Arg], scope: &Scope, site: usize) -> Result<Call, CallError> {
+fn prepare(signature: &Signature, args: &[ast::Arg], at: At<'_>, site: usize) -> Result<Call, CallError> {
     if !signature.permissions.is_empty() {
-        scope.check(signature.permissions)?;
+        at.base().check(signature.permissions)?;
     }
     let mut call = Call {
-        scope: scope.clone(),
+        scope: at.scope().clone(),
         name: signature.name,
         kind: signature.kind,
         declared: signature.args,
         values: vec![None; signature.args.len()],
         extras: Vec::new(),
         site,
-        variable: args.iter().find(|arg| &*arg.name.name == "item").and_then(|arg| plain_name(&arg.value)),
+        variable: None,
     };
-    let replaced = args.iter().find(|arg| &*arg.name.name == "**").map(|arg| argument(&arg.value, scope));
+    let mut unknown = None;
+    let replaced = args.iter().find(|arg| &*arg.name.name == "**").map(|arg| argument(&arg.value, at));
     if let Some(Value::Dict(dict)) = replaced {
-        let given = dict.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        return arguments::convert(signature, given, call);
-    }
-    let mut given: Vec<(Key, Value)> = Vec::with_capacity(args.len());
-    for arg in args {
-        let declared = signature.arg(&arg.name.name);
-        let lazy = match declared {
-            Some(declared) => declared.ty == ArgType::Lazy && signature.kind == Kind::Function,
-            None => signature.lazy_extras,
-        };
-        if declared.is_none() && !signature.free_form {
-            call.extras.push((Key::from(&arg.name.name), Value::Null));
-            continue;
+        for (name, value) in dict.iter() {
+            match signature.args.iter().position(|arg| name == arg.name).and_then(|place| call.values.get_mut(place)) {
+                Some(slot) => *slot = Some(value.clone()),
+                None if signature.free_form => call.extras.push((name.clone(), value.clone())),
+                None => {
+                    unknown.get_or_insert_with(|| name.clone());
+                }
+            }
         }
-        let value = if lazy { lazy_argument(&arg.value, scope) } else { argument(&arg.value, scope) };
-        given.push((Key::from(&arg.name.name), value));
+        return arguments::convert(signature, call, unknown);
     }
-    arguments::convert(signature, given, call)
+    for arg in args {
+        let name = &arg.name.name;
+        if call.variable.is_none() && &**name == "item" {
+            call.variable = plain_name(&arg.value);
+        }
+        let declared = signature.args.iter().zip(call.values.iter_mut()).find(|(declared, _)| declared.name == &**name);
+        match declared {
+            Some((declared, slot)) => {
+                let lazy = declared.ty == ArgType::Lazy && signature.kind == Kind::Function;
+                *slot = Some(if lazy { lazy_argument(&arg.value, at) } else { argument(&arg.value, at) });
+            }
+            None if signature.free_form => {
+                let value = if signature.lazy_extras { lazy_argument(&arg.value, at) } else { argument(&arg.value, at) };
+                call.extras.push((Key::from(name), value));
+            }
+            None => {
+                unknown.get_or_insert_with(|| Key::from(name));
+            }
+        }
+    }
+    arguments::convert(signature, call, unknown)
 }
 
 fn plain_name(value: &ast::ArgValue) -> Option<Arc<str>> {
@@ -377,13 +405,17 @@ fn log_failure(name: &str, error: &CallError, scope: &Scope) {
     }
 }
 
-fn call_function(function: &dyn Function, args: &[ast::Arg], scope: &Scope, site: usize) -> Value {
-    scope.count_function();
+fn call_function(function: &dyn Function, args: &[ast::Arg], at: At<'_>, site: usize) -> Value {
+    if !crate::stack::has_room() {
+        at.base().log_once(format!("Stack Overflow: {}()", function.signature().name));
+        return Value::Null;
+    }
+    at.base().count_function();
     let signature = function.signature();
-    match prepare(signature, args, scope, site).and_then(|call| function.call(call)) {
+    match prepare(signature, args, at, site).and_then(|call| function.call(call)) {
         Ok(value) => value.reduced(),
         Err(error) => {
-            log_failure(signature.name, &error, scope);
+            log_failure(signature.name, &error, at.base());
             match signature.on_error {
                 OnError::Null => Value::Null,
                 OnError::False => Value::Bool(false),
@@ -398,7 +430,7 @@ pub(crate) fn open_plugin(name: &str, args: &[ast::Arg], scope: &Scope, site: us
     if !matches!(plugin, Some(Entry::Blocked))
         && let Some(mock) = scope.mocked(|| Target::Plugin(name.to_owned()))
     {
-        return Some(mock.open(mock::recorded(args, scope), scope));
+        return Some(mock.open(mock::recorded(args, At::Scope(scope)), scope));
     }
     let plugin = match plugin? {
         Entry::Active(plugin) => plugin.clone(),
@@ -420,7 +452,7 @@ pub(crate) fn open_plugin(name: &str, args: &[ast::Arg], scope: &Scope, site: us
 fn start_plugin(plugin: Arc<dyn Plugin>, args: &[ast::Arg], scope: &Scope, site: usize) -> Rows {
     let signature = plugin.signature();
     let name = signature.name;
-    let mut rows = match prepare(signature, args, scope, site).and_then(|call| plugin.open(call)) {
+    let mut rows = match prepare(signature, args, At::Scope(scope), site).and_then(|call| plugin.open(call)) {
         Ok(rows) => rows,
         Err(error) => {
             log_failure(name, &error, scope);

@@ -1,12 +1,19 @@
 //! JSON, byte for byte as stock peers write it (`spec/04` §9.4).
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::tz::TimeZone;
 
 use crate::dict::Dict;
+use crate::shape::Shape;
 use crate::time::Time;
 use crate::value::{List, MAX_DEPTH, Text, Value};
+
+/// Dicts nested deeper than this do not share their names with others.
+const SHAPED_LEVELS: usize = 4;
 
 /// Values that weigh more become null: parts shared over and over would make a text without end.
 const MAX_WALK: u64 = 512 << 20;
@@ -23,6 +30,14 @@ impl Default for Encoder {
     fn default() -> Self {
         Self { zone: TimeZone::UTC, indent: false }
     }
+}
+
+/// A name before a value: `"name":`.
+pub(crate) fn member_name(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    string(&mut out, name.as_bytes());
+    out.push(b':');
+    out
 }
 
 /// Compact JSON.
@@ -121,13 +136,19 @@ impl Encoder {
     fn dict(&self, out: &mut Vec<u8>, dict: &Dict, level: usize) {
         out.push(b'{');
         let inner = level.saturating_add(1);
+        let mut written = dict.shape().map(|shape| shape.written().iter());
         for (at, (key, value)) in dict.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
             self.newline(out, inner);
-            string(out, key.as_bytes());
-            out.push(b':');
+            match written.as_mut().and_then(Iterator::next) {
+                Some(name) => out.extend_from_slice(name),
+                None => {
+                    string(out, key.as_bytes());
+                    out.push(b':');
+                }
+            }
             if self.indent {
                 out.push(b' ');
             }
@@ -219,34 +240,41 @@ fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
+/// Bytes of UTF-8 that are written as they are; 0xe2 may begin a character that is not.
+const PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    let mut at = 0;
+    while at < 256 {
+        plain[at] = at >= 0x20 && !matches!(at as u8, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xe2);
+        at += 1;
+    }
+    plain
+};
+
 fn valid(out: &mut Vec<u8>, text: &str) {
-    let bytes = text.as_bytes();
-    let mut clean_from = 0_usize;
-    let flush = |out: &mut Vec<u8>, from: usize, to: usize| out.extend_from_slice(bytes.get(from..to).unwrap_or_default());
-    for (at, byte) in bytes.iter().enumerate() {
-        let separator = *byte == 0xe2 && matches!(bytes.get(at + 1..at + 3), Some([0x80, 0xa8 | 0xa9]));
-        if !separator && *byte >= 0x20 && !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&') {
-            continue;
-        }
-        if at < clean_from {
-            continue;
-        }
-        flush(out, clean_from, at);
-        clean_from = at + 1;
+    let mut rest = text.as_bytes();
+    loop {
+        let clean = rest.iter().position(|byte| !PLAIN.get(usize::from(*byte)).copied().unwrap_or(false)).unwrap_or(rest.len());
+        let (plain, tail) = rest.split_at_checked(clean).unwrap_or((rest, &[]));
+        out.extend_from_slice(plain);
+        let Some((byte, after)) = tail.split_first() else { return };
+        rest = after;
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            0xe2 => {
-                escape(out, 0x2000 | u32::from(bytes.get(at + 2).copied().unwrap_or(0) & 0x3f));
-                clean_from = at + 3;
-            }
+            0xe2 => match after {
+                [0x80, last @ (0xa8 | 0xa9), tail @ ..] => {
+                    escape(out, 0x2000 | u32::from(*last & 0x3f));
+                    rest = tail;
+                }
+                _ => out.push(0xe2),
+            },
             other => escape(out, u32::from(*other)),
         }
     }
-    flush(out, clean_from, bytes.len());
 }
 
 /// Why a text is not JSON.
@@ -264,10 +292,7 @@ pub struct JsonError {
 /// # Errors
 /// The text is not JSON, or nests deeper than values may.
 pub fn decode(text: &[u8]) -> Result<Value, JsonError> {
-    let mut decoder = Decoder { text, at: 0 };
-    let value = decoder.value(0)?;
-    decoder.space();
-    if decoder.at < text.len() { Err(decoder.error("more after the value")) } else { Ok(value) }
+    Decoder { text, at: 0, reader: None }.whole()
 }
 
 /// Reads one row of JSONL: a dict, or anything else as `_value`.
@@ -276,17 +301,55 @@ pub fn decode(text: &[u8]) -> Result<Value, JsonError> {
 /// As [`decode`].
 pub fn decode_row(line: &[u8]) -> Result<Dict, JsonError> {
     Ok(match decode(line)? {
-        Value::Dict(dict) => std::sync::Arc::try_unwrap(dict).unwrap_or_else(|dict| Dict::clone(&dict)),
+        Value::Dict(dict) => Arc::try_unwrap(dict).unwrap_or_else(|dict| Dict::clone(&dict)),
         other => Dict::new().with("_value", other),
     })
+}
+
+/// Reads rows of JSONL one after another. Rows that name the same columns in the same order share them.
+#[derive(Default)]
+pub struct RowReader {
+    /// By depth: the shape of the last dict there.
+    shapes: [Option<Arc<Shape>>; SHAPED_LEVELS],
+    /// How many were made. Where each row looks different, that is not worth it.
+    made: u32,
+}
+
+impl RowReader {
+    /// One row: a dict, or anything else as `_value`.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn row(&mut self, line: &[u8]) -> Result<Arc<Dict>, JsonError> {
+        Ok(match (Decoder { text: line, at: 0, reader: Some(self) }).whole()? {
+            Value::Dict(dict) => dict,
+            other => Arc::new(Dict::new().with("_value", other)),
+        })
+    }
+}
+
+impl RowReader {
+    /// Where the shape of dicts at `level` is kept, as long as keeping it pays.
+    fn slot(&mut self, level: usize) -> Option<&mut Option<Arc<Shape>>> {
+        const MOST: u32 = 256;
+        self.made = self.made.saturating_add(1);
+        self.shapes.get_mut(level).filter(|_| self.made <= MOST)
+    }
 }
 
 struct Decoder<'a> {
     text: &'a [u8],
     at: usize,
+    reader: Option<&'a mut RowReader>,
 }
 
-impl Decoder<'_> {
+impl<'a> Decoder<'a> {
+    fn whole(mut self) -> Result<Value, JsonError> {
+        let value = self.value(0)?;
+        self.space();
+        if self.at < self.text.len() { Err(self.error("more after the value")) } else { Ok(value) }
+    }
+
     fn error(&self, what: &'static str) -> JsonError {
         JsonError { at: self.at, what }
     }
@@ -337,11 +400,15 @@ impl Decoder<'_> {
 
     fn dict(&mut self, depth: u16) -> Result<Value, JsonError> {
         self.at += 1;
-        let mut dict = Dict::new();
         self.space();
         if self.take(b'}') {
-            return Ok(dict.into());
+            return Ok(Dict::new().into());
         }
+        let level = usize::from(depth);
+        let shape = self.reader.as_ref().and_then(|reader| reader.shapes.get(level)?.clone());
+        let mut values = Vec::with_capacity(shape.as_ref().map_or(0, |shape| shape.len()));
+        // As long as the names are those of the dict before, only values are kept.
+        let mut other: Option<Dict> = None;
         loop {
             self.space();
             if self.peek() != Some(b'"') {
@@ -353,15 +420,33 @@ impl Decoder<'_> {
                 return Err(self.error("a colon must follow the key"));
             }
             let value = self.value(depth + 1)?;
-            dict.set(String::from_utf8_lossy(&key).into_owned(), value);
+            match &mut other {
+                None if shape.as_ref().and_then(|shape| shape.keys().get(values.len())).is_some_and(|known| known.as_bytes() == &*key) => {
+                    values.push(value);
+                }
+                _ => {
+                    let dict = other.get_or_insert_with(|| {
+                        shape.iter().flat_map(|shape| shape.keys()).cloned().zip(std::mem::take(&mut values)).collect()
+                    });
+                    dict.set(String::from_utf8_lossy(&key).into_owned(), value);
+                }
+            }
             self.space();
             if self.take(b'}') {
-                return Ok(dict.into());
+                break;
             }
             if !self.take(b',') {
                 return Err(self.error("a comma or } must follow"));
             }
         }
+        if let Some(shape) = shape.as_ref().filter(|shape| other.is_none() && values.len() == shape.len()) {
+            return Ok(Dict::of_shape(shape, values).into());
+        }
+        let dict = other.unwrap_or_else(|| shape.iter().flat_map(|shape| shape.keys()).cloned().zip(values).collect());
+        let Some(slot) = self.reader.as_mut().and_then(|reader| reader.slot(level)) else { return Ok(dict.into()) };
+        let shape = Shape::new(dict.keys());
+        *slot = Some(shape.clone());
+        Ok(Dict::of_shape(&shape, dict.into_iter().map(|(_, value)| value).collect()).into())
     }
 
     fn list(&mut self, depth: u16) -> Result<Value, JsonError> {
@@ -413,8 +498,19 @@ impl Decoder<'_> {
         Ok(code)
     }
 
-    fn string(&mut self) -> Result<Vec<u8>, JsonError> {
+    fn string(&mut self) -> Result<Cow<'a, [u8]>, JsonError> {
         self.at += 1;
+        let text = self.text;
+        let rest = text.get(self.at..).unwrap_or_default();
+        let clean = rest.iter().position(|byte| matches!(byte, b'"' | b'\\') || *byte < 0x20);
+        if let Some(clean) = clean.filter(|clean| rest.get(*clean) == Some(&b'"')) {
+            self.at += clean + 1;
+            return Ok(Cow::Borrowed(rest.get(..clean).unwrap_or_default()));
+        }
+        self.escaped_string().map(Cow::Owned)
+    }
+
+    fn escaped_string(&mut self) -> Result<Vec<u8>, JsonError> {
         let mut out = Vec::new();
         loop {
             let rest = self.text.get(self.at..).unwrap_or_default();
@@ -486,7 +582,7 @@ fn number_is_well_formed(text: &str) -> bool {
 }
 
 /// Texts that look like times become times, but only where writing the time gives the same text back.
-fn text_or_time(text: Vec<u8>) -> Value {
+fn text_or_time(text: Cow<'_, [u8]>) -> Value {
     if text.len() >= 20
         && text.get(10) == Some(&b'T')
         && let Ok(utf8) = std::str::from_utf8(&text)
@@ -495,7 +591,7 @@ fn text_or_time(text: Vec<u8>) -> Value {
     {
         return Value::Time(time);
     }
-    Value::Str(Text::from(text))
+    Value::Str(Text::from(&*text))
 }
 
 #[cfg(test)]
@@ -550,6 +646,28 @@ mod tests {
         assert!(matches!(decode(b"7"), Ok(Value::UInt(7))));
         assert!(matches!(decode(b"-7"), Ok(Value::Int(-7))));
         assert_eq!(decode(br#""\ud83d\ude00\ud800""#).unwrap().as_str(), Some("😀\u{fffd}"));
+    }
+
+    #[test]
+    fn rows_are_the_same_whatever_came_before() {
+        let lines = [
+            r#"{"a":1,"b":{"c":[{"x":1},{"x":2,"y":3},{}]}}"#,
+            r#"{"a":2,"b":{"c":[]}}"#,
+            r#"{"b":2,"a":1}"#,
+            r#"{"a":2}"#,
+            r#"{"a":2,"b":1,"z":{"q":"\n"}}"#,
+            r#"{"a":1,"a":2,"b":3}"#,
+            r#"{"a":1,"b":2,"a":3}"#,
+            "5",
+            "{}",
+        ];
+        let mut reader = RowReader::default();
+        for _ in 0..100 {
+            for line in lines {
+                let alone = Value::from(decode_row(line.as_bytes()).unwrap());
+                assert_eq!(encode(&Value::Dict(reader.row(line.as_bytes()).unwrap())), encode(&alone), "{line}");
+            }
+        }
     }
 
     #[test]

@@ -63,6 +63,9 @@ impl Query {
             Some(StopReason::Bytes(limit)) => {
                 self.scope.log_once(format!("ERROR:Query stopped: it held more than {limit} bytes in memory"));
             }
+            Some(StopReason::TimedOut(limit)) if self.scope.meter().budget().time == Some(limit) => {
+                self.scope.log_once(format!("ERROR:Query stopped: it ran for longer than {} seconds", limit.as_secs_f64()));
+            }
             _ => {}
         }
     }
@@ -129,12 +132,25 @@ fn define(definition: &Arc<Let>, scope: &Scope) {
     if definition.params.is_some() {
         scope.log_once(format!("WARN:Expression {name} takes parameters but is materialized! Did you mean to use '='? "));
     }
-    let value = match &definition.body {
-        LetBody::Select(query) => Value::list(eval::collect_rows(select::open(query, scope), scope)),
-        LetBody::Expr(expr) => eval::expression(expr, scope).reduced(),
+    let rows = match &definition.body {
+        LetBody::Select(query) => select::open(query, scope),
+        LetBody::Expr(expr) => match eval::expression(expr, scope).reduced() {
+            Value::Query(query) => query.open(scope),
+            value => {
+                let value = value.materialized(scope);
+                if scope.keep(value.weight()) {
+                    scope.bind(Key::from(name), Binding::Value(value));
+                }
+                return;
+            }
+        },
     };
-    let value = value.materialized(scope);
-    if scope.keep(value.weight()) {
-        scope.bind(Key::from(name), Binding::Value(value));
+    match crate::spill::keep(name, rows, scope) {
+        Ok(value) => {
+            if scope.keep(value.weight()) {
+                scope.bind(Key::from(name), Binding::Value(value));
+            }
+        }
+        Err(error) => scope.log(format!("ERROR:LET {name} cannot use the disk: {error}")),
     }
 }

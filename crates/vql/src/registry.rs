@@ -1,7 +1,9 @@
 //! The registry: which built-ins a query may name, and what became of those it may not.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use foldhash::fast::RandomState;
 
 use crate::call::Call;
 use crate::error::CallError;
@@ -127,6 +129,8 @@ pub struct Restrictions {
 pub struct Registry {
     plugins: BTreeMap<String, Entry<dyn Plugin>>,
     functions: BTreeMap<String, Entry<dyn Function>>,
+    /// The functions again, for calls. Made at the first call.
+    by_hash: OnceLock<HashMap<String, Entry<dyn Function>, RandomState>>,
 }
 
 impl Registry {
@@ -151,7 +155,7 @@ impl Registry {
 
     /// Adds a function; a function of the same name gives way.
     pub fn add_function(&mut self, function: impl Function + 'static) {
-        self.functions.insert(function.signature().name.to_owned(), Entry::Active(Arc::new(function)));
+        self.functions_mut().insert(function.signature().name.to_owned(), Entry::Active(Arc::new(function)));
     }
 
     /// Adds a plugin made of a signature and a body.
@@ -173,7 +177,7 @@ impl Registry {
                 self.plugins.entry(name).or_insert_with(|| Entry::Active(Arc::new(Unavailable(signature))));
             }
             Kind::Function => {
-                self.functions.entry(name).or_insert_with(|| Entry::Active(Arc::new(Unavailable(signature))));
+                self.functions_mut().entry(name).or_insert_with(|| Entry::Active(Arc::new(Unavailable(signature))));
             }
         }
     }
@@ -182,20 +186,20 @@ impl Registry {
     pub fn elsewhere(&mut self, kind: Kind, name: &str, platforms: &str) {
         match kind {
             Kind::Plugin => drop(self.plugins.entry(name.to_owned()).or_insert_with(|| Entry::Elsewhere(platforms.into()))),
-            Kind::Function => drop(self.functions.entry(name.to_owned()).or_insert_with(|| Entry::Elsewhere(platforms.into()))),
+            Kind::Function => drop(self.functions_mut().entry(name.to_owned()).or_insert_with(|| Entry::Elsewhere(platforms.into()))),
         }
     }
 
     /// Adds all of `other`, which wins where both have a name.
     pub fn merge(&mut self, other: Self) {
         self.plugins.extend(other.plugins);
-        self.functions.extend(other.functions);
+        self.functions_mut().extend(other.functions);
     }
 
     /// Takes away what the lists do not allow.
     pub fn restrict(&mut self, lists: &Restrictions) {
         restrict(&mut self.plugins, &lists.allowed_plugins, &lists.denied_plugins);
-        restrict(&mut self.functions, &lists.allowed_functions, &lists.denied_functions);
+        restrict(self.functions_mut(), &lists.allowed_functions, &lists.denied_functions);
     }
 
     pub(crate) fn find_plugin(&self, name: &str) -> Option<&Entry<dyn Plugin>> {
@@ -203,7 +207,13 @@ impl Registry {
     }
 
     pub(crate) fn find_function(&self, name: &str) -> Option<&Entry<dyn Function>> {
-        self.functions.get(name)
+        let make = || self.functions.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        self.by_hash.get_or_init(make).get(name)
+    }
+
+    fn functions_mut(&mut self) -> &mut BTreeMap<String, Entry<dyn Function>> {
+        self.by_hash.take();
+        &mut self.functions
     }
 
     /// The signature of a built-in that may be called.

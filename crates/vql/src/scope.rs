@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use indexmap::IndexMap;
+use foldhash::fast::RandomState;
 use talon_ids::Permissions;
 
 use crate::ast;
 use crate::budget::{Held, Meter, ThreadSlot};
 use crate::builtins::{Mock, Mocks, Target};
 use crate::cancel::{CancelToken, StopReason};
-use crate::dict::{Dict, Key};
+use crate::dict::{Dict, Key, Map};
 use crate::environment::{ArtifactResolver, Environment};
 use crate::error::Denied;
 use crate::lambda::Lambda;
 use crate::regex::Regex;
 use crate::registry::Registry;
 use crate::select::OutputRow;
+use crate::spill::Spill;
 use crate::time::Time;
 use crate::value::{Text, Value};
 
@@ -55,7 +56,7 @@ pub(crate) enum Binding {
 
 pub(crate) enum Frame {
     /// Variables that statements may define.
-    Variables(RwLock<IndexMap<Key, Binding>>),
+    Variables(RwLock<Map<Key, Binding>>),
     /// Names of a call, fixed.
     Fixed(Dict),
     /// A source row.
@@ -68,12 +69,19 @@ pub(crate) enum Frame {
 
 /// The states of aggregate functions, by place of call.
 #[derive(Default)]
-pub(crate) struct Aggregates(Mutex<HashMap<usize, Value>>);
+pub(crate) struct Aggregates(Mutex<Vec<(usize, Value)>>);
 
 impl Aggregates {
     pub(crate) fn update<T>(&self, site: usize, update: impl FnOnce(&mut Value) -> T) -> T {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        update(states.entry(site).or_default())
+        let at = states.iter().position(|(known, _)| *known == site).unwrap_or_else(|| {
+            states.push((site, Value::Null));
+            states.len().saturating_sub(1)
+        });
+        match states.get_mut(at) {
+            Some((_, state)) => update(state),
+            None => update(&mut Value::Null),
+        }
     }
 }
 
@@ -85,8 +93,8 @@ pub(crate) struct Runtime {
     plugins_called: AtomicU64,
     functions_called: AtomicU64,
     scopes_made: AtomicU64,
-    regexes: Mutex<HashMap<Text, Option<Arc<Regex>>>>,
-    lambdas: Mutex<HashMap<Text, Option<Arc<Lambda>>>>,
+    regexes: Mutex<HashMap<Text, Option<Arc<Regex>>, RandomState>>,
+    lambdas: Mutex<HashMap<Text, Option<Arc<Lambda>>, RandomState>>,
     kept: Mutex<Held>,
     logged: Mutex<HashSet<String>>,
     shared: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
@@ -171,8 +179,12 @@ impl Scope {
         if self.0.depth >= MAX_SCOPES || !crate::stack::has_room() {
             return None;
         }
+        Some(self.derive_unchecked(frame, aggregates, cancel, explain))
+    }
+
+    fn derive_unchecked(&self, frame: Frame, aggregates: Arc<Aggregates>, cancel: CancelToken, explain: bool) -> Self {
         self.0.runtime.scopes_made.fetch_add(1, Ordering::Relaxed);
-        Some(Self(Arc::new(ScopeInner {
+        Self(Arc::new(ScopeInner {
             runtime: self.0.runtime.clone(),
             parent: Some(self.clone()),
             frame,
@@ -181,7 +193,53 @@ impl Scope {
             cancel,
             explain,
             on_close: Mutex::default(),
-        })))
+        }))
+    }
+
+    /// As [`Scope::with_frame`], where the depth was checked before.
+    pub(crate) fn promoted(&self, frame: Frame) -> Self {
+        self.promoted_with(frame, self.0.aggregates.clone())
+    }
+
+    pub(crate) fn promoted_with(&self, frame: Frame, aggregates: Arc<Aggregates>) -> Self {
+        self.derive_unchecked(frame, aggregates, self.0.cancel.clone(), self.0.explain)
+    }
+
+    /// Takes another frame, if nobody else holds this scope.
+    pub(crate) fn renew(&mut self, frame: Frame, aggregates: &Arc<Aggregates>) -> bool {
+        let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        inner.frame = frame;
+        if !Arc::ptr_eq(&inner.aggregates, aggregates) {
+            inner.aggregates = aggregates.clone();
+        }
+        true
+    }
+
+    /// Ends the row of this scope as if the scope ended, if nobody else holds it.
+    pub(crate) fn end_row(&mut self) -> bool {
+        let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        run_closers(&inner.on_close);
+        inner.frame = Frame::Level;
+        true
+    }
+
+    /// Whether no query can read rows here: there would be no room for their scopes.
+    pub(crate) fn is_deepest(&self) -> bool {
+        const OF_A_ROW: u32 = 2;
+        self.0.depth.saturating_add(OF_A_ROW) > MAX_SCOPES || !crate::stack::has_room()
+    }
+
+    pub(crate) fn log_overflow(&self, query: &ast::Select) {
+        self.log_once(format!("Stack Overflow: {}", crate::format::canonical_select(query)));
+    }
+
+    pub(crate) fn spill(&self) -> Option<&Arc<dyn Spill>> {
+        self.environment().spill.as_ref()
+    }
+
+    /// How many bytes are held in one place before they go to disk.
+    pub(crate) fn spill_at(&self) -> u64 {
+        self.meter().budget().spill
     }
 
     pub(crate) fn with_frame(&self, frame: Frame) -> Option<Self> {
@@ -204,10 +262,6 @@ impl Scope {
     #[must_use]
     pub fn with_row(&self, row: Value) -> Option<Self> {
         self.with_frame(Frame::Row(row))
-    }
-
-    pub(crate) fn with_row_and_aggregates(&self, row: Value, aggregates: Arc<Aggregates>) -> Option<Self> {
-        self.derive(Frame::Row(row), aggregates, self.0.cancel.clone(), self.0.explain)
     }
 
     pub(crate) fn with_explain(&self) -> Option<Self> {
@@ -375,6 +429,12 @@ impl Scope {
         &self.0.cancel
     }
 
+    /// Whether somebody has stopped the query. Cheaper than [`Scope::stopped`], which looks at the clock too.
+    #[must_use]
+    pub(crate) fn cancelled(&self) -> bool {
+        self.0.cancel.is_cancelled()
+    }
+
     /// Whether the query must stop. Every loop asks; it is cheap.
     #[must_use]
     pub fn stopped(&self) -> bool {
@@ -393,6 +453,13 @@ impl Scope {
         if let Some(limit) = self.meter().budget().time.filter(|limit| used >= *limit) {
             self.environment().cancel.stop(StopReason::TimedOut(limit));
             return true;
+        }
+        if self.meter().budget().cpu.is_some()
+            && let Some(cpu) = self.environment().clock.thread_cpu()
+        {
+            // Not for long at once: the clock must be looked at in between.
+            let wait = self.meter().throttle(cpu, used).min(Duration::from_secs(1));
+            return (!wait.is_zero() && self.0.cancel.wait(wait)) || expired;
         }
         expired
     }
@@ -508,7 +575,7 @@ impl Scope {
     /// The value of a variable, evaluated if it is a stored expression. `None` when there is no such name; nothing is logged.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<Value> {
-        self.lookup(name).map(|binding| crate::eval::resolve(binding, self).reduced())
+        self.lookup(name).map(|binding| crate::eval::resolve(binding, crate::at::At::Scope(self)).reduced())
     }
 
     /// Binds `name` in the newest frame that statements write to.

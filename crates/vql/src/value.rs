@@ -359,6 +359,7 @@ impl Value {
     }
 
     /// Whether a query or a lazy expression is here or inside.
+    #[inline]
     pub(crate) fn is_unread(&self) -> bool {
         match self {
             Self::Query(_) | Self::Lazy(_) => true,
@@ -370,7 +371,12 @@ impl Value {
 
     /// The value with a lazy expression evaluated; queries stay unread.
     #[must_use]
+    #[inline]
     pub fn reduced(self) -> Self {
+        if matches!(self, Self::Lazy(_)) { self.forced() } else { self }
+    }
+
+    fn forced(self) -> Self {
         let mut value = self;
         while let Self::Lazy(lazy) = value {
             value = lazy.reduce();

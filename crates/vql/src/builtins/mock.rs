@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::args;
 use crate::ast;
+use crate::at::At;
 use crate::call::Call;
 use crate::dict::Dict;
 use crate::error::CallError;
@@ -95,8 +96,8 @@ impl Mock {
 }
 
 /// The arguments of a call that is answered by a mock.
-pub(crate) fn recorded(args: &[ast::Arg], scope: &Scope) -> Dict {
-    args.iter().map(|arg| (&arg.name.name, crate::eval::argument(&arg.value, scope).materialized(scope))).collect()
+pub(crate) fn recorded(args: &[ast::Arg], at: At<'_>) -> Dict {
+    args.iter().map(|arg| (&arg.name.name, crate::eval::argument(&arg.value, at).materialized(at.scope()))).collect()
 }
 
 /// What `Artifact` and `Artifact.A.B` are as values: names. They show as NULL.
