@@ -601,6 +601,17 @@ mod tests {
     }
 
     #[test]
+    fn names_lead_where_the_query_says() {
+        let server = Answering::start(vec![OK]);
+        let port = server.url().rsplit_once(':').unwrap().1.to_owned();
+        let vql = format!(
+            "SELECT Response FROM http_client(url=if(condition=cache_dns(name='Host.invalid', ip='127.0.0.1'), then='http://host.invalid:{port}/'))"
+        );
+        assert_eq!(rows(allowed(), &vql), [r#"{"Response":200}"#]);
+        assert!(server.heard()[0].to_lowercase().contains("host: host.invalid"));
+    }
+
+    #[test]
     fn a_server_that_says_nothing_does_not_hold_a_cancelled_query() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

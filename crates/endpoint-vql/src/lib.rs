@@ -98,6 +98,7 @@ pub fn register(registry: &mut Registry) {
     system::register(registry);
     network::register(registry);
     execve::register(registry);
+    web::register(registry);
     accessor::mounts::register(registry);
     vfs::register(registry);
     feed::register(registry);

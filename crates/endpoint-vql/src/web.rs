@@ -1,20 +1,45 @@
 //! The way from a query's thread to web servers and other peers on the network: each takes the permit, sees cancellation, and trusts as the host program says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use talon_acl::{Network, Permit};
 use talon_transport::{ProxySettings, TransportError, WebAnswer, WebClient, WebRequest, WebTrust};
-use talon_vql::{CallError, Scope};
+use talon_vql::{Arg, ArgType, CallError, Registry, Scope, Signature};
 
 /// How long a peer may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a thread that waits looks whether its query must stop.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
+
+/// The most names that a query gives addresses to.
+const MAX_NAMES: usize = 10_000;
+
+pub(crate) fn register(registry: &mut Registry) {
+    registry.function(
+        Signature::function("cache_dns", "Gives a host name an address, which this query uses in place of asking for it.").args(
+            const { &[Arg::required("name", ArgType::String, "The host name."), Arg::required("ip", ArgType::String, "Its address.")] },
+        ),
+        |call| {
+            let address: IpAddr = call.string("ip").trim().parse().map_err(|_| "ip must be an IP address")?;
+            let names = call.scope().shared::<Names>();
+            let mut names = names.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if names.len() >= MAX_NAMES {
+                return Err("too many names have addresses".into());
+            }
+            names.insert(call.string("name").trim_end_matches('.').to_ascii_lowercase(), address);
+            Ok(true.into())
+        },
+    );
+}
+
+/// Addresses of hosts that a query does not look up.
+#[derive(Default)]
+struct Names(Mutex<BTreeMap<String, IpAddr>>);
 
 /// What the configuration of the host program says about connections of queries, as an extension of the environment.
 #[derive(Debug, Clone, Default)]
@@ -75,7 +100,8 @@ impl Web {
         let settings = scope.extension::<NetworkSettings>().unwrap_or_default();
         let trust = trust.parse(scope)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let client = WebClient::new(&trust, &settings.proxy, PATIENCE).map_err(|error| failed(&error))?;
+        let names = scope.shared::<Names>().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = WebClient::new(&trust, &settings.proxy, &names, PATIENCE).map_err(|error| failed(&error))?;
         Ok(Self { runtime, client, scope: scope.clone() })
     }
 
@@ -128,7 +154,12 @@ pub(crate) fn connect(_: &Permit<Network>, scope: &Scope, address: &str) -> Resu
     const DIAL: Duration = Duration::from_secs(1);
     const TRIES: u32 = 10;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for target in address.to_socket_addrs().map_err(|error| CallError::failed(format!("{address}: {error}")))? {
+    let known = address.rsplit_once(':').and_then(|(host, port)| {
+        let names = scope.shared::<Names>();
+        let names = names.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(SocketAddr::new(*names.get(&host.to_ascii_lowercase())?, port.parse().ok()?).to_string())
+    });
+    for target in known.as_deref().unwrap_or(address).to_socket_addrs().map_err(|error| CallError::failed(format!("{address}: {error}")))? {
         for _ in 0..TRIES {
             if scope.stopped() {
                 return Err(CallError::Silent);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,6 +34,8 @@ pub(crate) struct Ways {
     pub(crate) proxies: Proxies,
     pub(crate) fallback_addresses: BTreeMap<String, String>,
     pub(crate) timeout: Duration,
+    /// Addresses of hosts that are not looked up.
+    pub(crate) names: BTreeMap<String, IpAddr>,
     /// Whether a proxy is asked for a tunnel even without TLS: what is no HTTP does not pass it otherwise.
     pub(crate) always_tunnel: bool,
 }
@@ -102,7 +105,8 @@ impl Ways {
     /// Dials each address of the name in order, then the fallback address.
     async fn tcp(&self, host: &str, port: u16) -> Result<TcpStream, TransportError> {
         let to = format!("{host}:{port}");
-        let error = match any(&to, self.timeout).await {
+        let known = self.names.get(&host.to_ascii_lowercase()).map(|address| SocketAddr::new(*address, port).to_string());
+        let error = match any(known.as_deref().unwrap_or(&to), self.timeout).await {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };

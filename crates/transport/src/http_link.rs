@@ -60,6 +60,7 @@ impl HttpLink {
                 proxies: Proxies::new(&settings.proxy, |name| std::env::var(name).ok())?,
                 fallback_addresses: settings.fallback_addresses.clone(),
                 timeout: settings.connection_timeout,
+                names: std::collections::BTreeMap::new(),
                 always_tunnel,
             }))
         };

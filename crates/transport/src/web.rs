@@ -1,6 +1,8 @@
 //! Requests to any web server, for queries: the public authorities instead of the deployment's own, proxies, bodies that stream in both directions.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -235,17 +237,23 @@ pub struct WebClient {
 }
 
 impl WebClient {
-    /// A client; nothing is connected yet. `patience` is for dialling, for the head of an answer, and for each piece of it.
+    /// A client; nothing is connected yet. `names` are hosts in lower case whose addresses are not looked up. `patience` is for dialling, for the head of an answer, and for each piece of it.
     ///
     /// # Errors
     /// [`TransportError::Configuration`] for settings of proxies that cannot be used.
-    pub fn new(trust: &WebTrust, proxy: &ProxySettings, patience: Duration) -> Result<Self, TransportError> {
+    pub fn new(
+        trust: &WebTrust,
+        proxy: &ProxySettings,
+        names: &BTreeMap<String, IpAddr>,
+        patience: Duration,
+    ) -> Result<Self, TransportError> {
         let dialer = Dialer::new(Ways {
             tls: TlsConnector::from(Arc::clone(&trust.0)),
             server_name: None,
             proxies: Proxies::new(proxy, |name| std::env::var(name).ok())?,
-            fallback_addresses: std::collections::BTreeMap::new(),
+            fallback_addresses: BTreeMap::new(),
             timeout: patience,
+            names: names.clone(),
             always_tunnel: false,
         });
         let client = Client::builder(TokioExecutor::new())
@@ -326,7 +334,8 @@ mod tests {
             stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 4\r\nX-Two: 2\r\n\r\ndone").await.unwrap();
             String::from_utf8(seen).unwrap()
         });
-        let client = WebClient::new(&WebTrust::public("").unwrap(), &ProxySettings::default(), Duration::from_secs(10)).unwrap();
+        let client =
+            WebClient::new(&WebTrust::public("").unwrap(), &ProxySettings::default(), &BTreeMap::new(), Duration::from_secs(10)).unwrap();
         let (sender, pieces) = mpsc::channel(1);
         tokio::spawn(async move {
             for piece in ["abc", "def"] {
@@ -343,7 +352,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_web_is_spoken_to() {
-        let client = WebClient::new(&WebTrust::anybody().unwrap(), &ProxySettings::default(), Duration::from_secs(1)).unwrap();
+        let client =
+            WebClient::new(&WebTrust::anybody().unwrap(), &ProxySettings::default(), &BTreeMap::new(), Duration::from_secs(1)).unwrap();
         for url in ["ftp://a/", "file:///etc/passwd", "a", "http://", "http://a b/"] {
             assert!(
                 matches!(client.send(request(url.to_owned(), WebBody::Bytes(Bytes::new()))).await, Err(TransportError::Configuration(_))),
