@@ -7,6 +7,7 @@ mod misdeeds;
 mod peers;
 mod python_api;
 mod restarts;
+mod services;
 
 use std::time::Instant;
 
@@ -26,7 +27,7 @@ pub(crate) enum Outcome {
 type Case = (&'static str, fn(&Stage) -> Result<Outcome>);
 
 const CASES: &[&[Case]] =
-    &[main_job::CASES, cli::CASES, restarts::CASES, peers::CASES, misdeeds::CASES, half_open::CASES, python_api::CASES];
+    &[main_job::CASES, cli::CASES, restarts::CASES, services::CASES, peers::CASES, misdeeds::CASES, half_open::CASES, python_api::CASES];
 
 /// What the command line says.
 #[derive(Default)]
