@@ -115,7 +115,7 @@ fn magic(call: Call) -> Result<Value, CallError> {
             extensions.join("/").into()
         }
         "" => match found.stream_kind() {
-            Some(StreamKind::Text(_)) => format!("{}{}", found.message(), lines_of(&content)).into(),
+            Some(StreamKind::Text(_)) if found.message().ends_with(" text") => format!("{}{}", found.message(), lines_of(&content)).into(),
             _ => found.message().into(),
         },
         other => return Err(CallError::failed(format!("type must be mime or extension, not {other}"))),

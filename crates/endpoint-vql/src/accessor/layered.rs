@@ -82,9 +82,12 @@ impl Accessor for Raw {
 /// `overlay`: the folders that the variable `OVERLAY_ACCESSOR_DELEGATES` lists, as one. The first that has a file counts.
 pub(super) struct Overlay;
 
+/// The accessor of the layers, and a path in each of them.
+type Layers = (Arc<dyn Accessor>, Vec<Arc<OsPath>>);
+
 impl Overlay {
     /// The accessor of the layers, and `path` in each of them.
-    fn layers(scope: &Scope, path: &OsPath) -> Result<(Arc<dyn Accessor>, Vec<Arc<OsPath>>), CallError> {
+    fn layers(scope: &Scope, path: &OsPath) -> Result<Layers, CallError> {
         const MAX_LAYERS: usize = 1000;
         let bad = || CallError::failed("overlay: the variable OVERLAY_ACCESSOR_DELEGATES must be a dict with paths and accessor");
         let spec = scope.variable("OVERLAY_ACCESSOR_DELEGATES").map(|value| value.materialized(scope)).ok_or_else(bad)?;

@@ -76,7 +76,7 @@ impl Session {
 
     fn call(&self, scope: &Scope, lambda: &Text, argument: Value) -> Value {
         let Some(lambda) = scope.lambda(lambda) else { return Value::Null };
-        let call = |scope: &Scope| self.deeper(scope, || lambda.call(scope, &[argument.clone()])).unwrap_or_default();
+        let call = |scope: &Scope| self.deeper(scope, || lambda.call(scope, std::slice::from_ref(&argument))).unwrap_or_default();
         if self.env.is_empty() { call(scope) } else { scope.child(self.env.clone()).map_or(Value::Null, |scope| call(&scope)) }
     }
 
