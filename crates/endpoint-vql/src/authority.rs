@@ -1,5 +1,7 @@
 //! The bridge from a principal's authority to a query's guard, and from a call to the permits of its effects.
 
+mod spill;
+
 use std::sync::Arc;
 
 use talon_acl::{Authority, Denial, Effect, Permit};
@@ -7,6 +9,7 @@ use talon_ids::Permissions;
 use talon_vql::{CacheFiles, CallError, Denied, Environment, Guard, Scope};
 
 use crate::caches::FileCaches;
+use spill::DiskSpill;
 
 /// Lets an [`Authority`] guard a query.
 pub struct AuthorityGuard(pub Arc<Authority>);
@@ -17,11 +20,11 @@ impl Guard for AuthorityGuard {
     }
 }
 
-/// The environment with `authority` as guard and as the source of permits. Caches of queries may be files then.
+/// The environment with `authority` as guard and as the source of permits. Caches of queries may be files then, and rows that do not fit into memory too.
 #[must_use]
 pub fn with_authority(environment: Environment, authority: Arc<Authority>) -> Environment {
     let caches = Arc::new(CacheFiles(Arc::new(FileCaches)));
-    environment.guard(Arc::new(AuthorityGuard(authority.clone()))).extension(authority).extension(caches)
+    environment.guard(Arc::new(AuthorityGuard(authority.clone()))).extension(authority).extension(caches).spill(Arc::new(DiskSpill::default()))
 }
 
 /// The permit for effect `E` of the principal on whose behalf the query runs.

@@ -31,6 +31,11 @@ impl Clock for SystemClock {
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+
+    fn thread_cpu(&self) -> Option<Duration> {
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Some(Duration::new(u64::try_from(used.tv_sec).ok()?, u32::try_from(used.tv_nsec).ok()?))
+    }
 }
 
 pub(crate) fn register(registry: &mut Registry) {

@@ -8,7 +8,7 @@ use crate::accessor::{self, Accessor, FileReader};
 use crate::files::buffer_limit;
 
 /// A line longer than this is cut into pieces.
-const MAX_LINE: usize = 8 << 20;
+pub(crate) const MAX_LINE: usize = 8 << 20;
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
@@ -85,7 +85,7 @@ impl Files {
 }
 
 /// Lines of a reader without their ends, none longer than the bound.
-struct Lines {
+pub(crate) struct Lines {
     reader: Box<dyn FileReader>,
     buffer: Vec<u8>,
     start: usize,
@@ -94,24 +94,29 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(reader: Box<dyn FileReader>, longest: usize) -> Self {
+    pub(crate) fn new(reader: Box<dyn FileReader>, longest: usize) -> Self {
         Self { reader, buffer: Vec::new(), start: 0, longest, at_end: false }
     }
 
     fn next(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        self.next_with(<[u8]>::to_vec)
+    }
+
+    /// What `take` makes of the next line. `None` at the end.
+    pub(crate) fn next_with<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> std::io::Result<Option<T>> {
         loop {
             let rest = self.buffer.get(self.start..).unwrap_or_default();
             if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line = rest.get(..end).unwrap_or_default();
-                let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
+                let taken = take(line.strip_suffix(b"\r").unwrap_or(line));
                 self.start = self.start.saturating_add(end).saturating_add(1);
-                return Ok(Some(line));
+                return Ok(Some(taken));
             }
             if self.at_end || rest.len() >= self.longest {
-                let line = rest.to_vec();
+                let taken = (!rest.is_empty()).then(|| take(rest));
                 self.buffer.clear();
                 self.start = 0;
-                return Ok((!line.is_empty()).then_some(line));
+                return Ok(taken);
             }
             self.fill()?;
         }

@@ -1,11 +1,13 @@
 //! Files that hold tables: CSV, JSON arrays, JSON lines.
 
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use talon_vql::{Arg, ArgType, Call, CallError, Dict, Key, Registry, Rows, Signature, Value, json};
+use talon_vql::{Arg, ArgType, Call, CallError, Dict, Key, Registry, Rows, Scope, Shape, Signature, Value, json};
 
 use crate::accessor::{self, FileReader};
-use crate::files::{buffer_limit, read_up_to};
+use crate::records::{Lines, MAX_LINE};
 
 pub(crate) fn register(registry: &mut Registry) {
     registry.plugin(
@@ -52,8 +54,40 @@ fn readers(call: &Call) -> Result<Vec<Box<dyn FileReader>>, CallError> {
     Ok(readers)
 }
 
+/// The longest record.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// Lets through as much as one record may have, then refuses until the next begins; and gives up when the query is stopped.
+struct Bounded {
+    reader: Box<dyn FileReader>,
+    left: Arc<AtomicU64>,
+    scope: Scope,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(std::io::Error::other(format!("a record has more than {MAX_RECORD} bytes")));
+        }
+        if self.scope.stopped() {
+            return Ok(0);
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let got = self.reader.read(buffer.get_mut(..most).unwrap_or_default())?;
+        self.left.store(left.saturating_sub(got as u64), Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
 /// The records of one file.
-type Records = csv::ByteRecordsIntoIter<std::io::Take<Box<dyn FileReader>>>;
+struct Records {
+    reader: csv::Reader<Bounded>,
+    left: Arc<AtomicU64>,
+    columns: Vec<Key>,
+    /// Of the last record: most have as many cells.
+    shape: Option<Arc<Shape>>,
+}
 
 fn parse_csv(call: Call) -> Result<Rows, CallError> {
     let first_byte = |name: &str| call.string(name).bytes().next();
@@ -61,40 +95,48 @@ fn parse_csv(call: Call) -> Result<Rows, CallError> {
     let comment = first_byte("comment");
     let named: Vec<Key> = call.strings("columns").into_iter().map(Key::from).collect();
     let auto = call.bool("auto_headers");
-    let limit = buffer_limit(call.scope());
     let scope = call.scope().clone();
     let mut files = readers(&call)?.into_iter();
-    let mut open: Option<(Records, Vec<Key>)> = None;
+    let mut record = csv::ByteRecord::new();
+    let mut open: Option<Records> = None;
     Ok(Rows::from_fn(move || {
         loop {
             if scope.stopped() {
                 return None;
             }
-            let Some((records, columns)) = &mut open else {
-                let reader = files.next()?;
+            let Some(records) = &mut open else {
+                let left = Arc::new(AtomicU64::new(MAX_RECORD));
+                let reader = Bounded { reader: files.next()?, left: left.clone(), scope: scope.clone() };
                 let mut builder = csv::ReaderBuilder::new();
-                builder.has_headers(false).flexible(true).delimiter(separator).comment(comment);
-                open = Some((builder.from_reader(reader.take(limit)).into_byte_records(), named.clone()));
+                builder.has_headers(false).flexible(true).delimiter(separator).comment(comment).buffer_capacity(64 << 10);
+                open = Some(Records { reader: builder.from_reader(reader), left, columns: named.clone(), shape: None });
                 continue;
             };
-            let record = match records.next() {
-                Some(Ok(record)) => record,
-                Some(Err(error)) => {
+            records.left.store(MAX_RECORD, Ordering::Relaxed);
+            match records.reader.read_byte_record(&mut record) {
+                Ok(true) => {}
+                Ok(false) => {
+                    open = None;
+                    continue;
+                }
+                Err(error) => {
                     call.log(error.to_string());
                     open = None;
                     continue;
                 }
-                None => {
-                    open = None;
-                    continue;
-                }
-            };
+            }
+            let columns = &mut records.columns;
             if columns.is_empty() && !auto {
                 *columns = record.iter().map(|cell| Key::from(String::from_utf8_lossy(cell).trim().to_owned())).collect();
                 continue;
             }
             while columns.len() < record.len() {
                 columns.push(Key::from(format!("Col{}", columns.len())));
+                records.shape = None;
+            }
+            let shape = records.shape.get_or_insert_with(|| Shape::new(columns.iter()));
+            if shape.len() == columns.len() && record.len() == columns.len() {
+                return Some(Ok(Dict::of_shape(shape, record.iter().map(typed).collect()).into()));
             }
             let row: Dict = columns.iter().zip(record.iter()).map(|(key, cell)| (key, typed(cell))).collect();
             return Some(Ok(row.into()));
@@ -108,10 +150,12 @@ pub(crate) fn typed(cell: &[u8]) -> Value {
     if let Some(protected) = text.strip_prefix(' ') {
         return Value::str(protected);
     }
-    if let Ok(number) = text.parse::<i64>() {
+    let may_be_number = matches!(cell.first(), Some(b'0'..=b'9' | b'-' | b'+' | b'.'));
+    if may_be_number && let Ok(number) = text.parse::<i64>() {
         return Value::Int(number);
     }
-    if text.bytes().any(|byte| byte.is_ascii_digit())
+    if may_be_number
+        && text.bytes().any(|byte| byte.is_ascii_digit())
         && let Ok(number) = text.parse::<f64>()
         && number.is_finite()
     {
@@ -125,27 +169,27 @@ pub(crate) fn typed(cell: &[u8]) -> Value {
 }
 
 fn parse_jsonl(call: Call) -> Result<Rows, CallError> {
-    let limit = buffer_limit(call.scope());
-    let mut content = Vec::new();
-    for mut reader in readers(&call)? {
-        content.extend(read_up_to(&mut *reader, limit, call.scope())?);
-    }
-    let mut at = 0;
+    let mut files = readers(&call)?.into_iter();
+    let mut open: Option<Lines> = None;
+    let mut rows = json::RowReader::default();
     Ok(Rows::from_fn(move || {
         loop {
-            let rest = content.get(at..).filter(|rest| !rest.is_empty())?;
             if call.scope().stopped() {
                 return None;
             }
-            let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
-            let line = rest.get(..end).unwrap_or_default().trim_ascii();
-            at = at.saturating_add(end).saturating_add(1);
-            if line.is_empty() {
+            let Some(lines) = &mut open else {
+                open = Some(Lines::new(files.next()?, MAX_LINE));
                 continue;
-            }
-            match json::decode_row(line) {
-                Ok(row) => return Some(Ok(row.into())),
-                Err(error) => call.log(format!("{error}")),
+            };
+            match lines.next_with(|line| (!line.trim_ascii().is_empty()).then(|| rows.row(line.trim_ascii()))) {
+                Ok(Some(None)) => {}
+                Ok(Some(Some(Ok(row)))) => return Some(Ok(row.into())),
+                Ok(Some(Some(Err(error)))) => call.log(error.to_string()),
+                Ok(None) => open = None,
+                Err(error) => {
+                    call.log(error.to_string());
+                    open = None;
+                }
             }
         }
     }))
