@@ -31,6 +31,14 @@ impl<'a> At<'a> {
         }
     }
 
+    /// Whether the innermost row is a single value. Stock engines do not complain of names that are missing there.
+    pub(crate) fn is_over_scalar(self) -> bool {
+        match self {
+            Self::Scope(_) => false,
+            Self::Row(output) | Self::Output(output, _) => output.row().is_scalar(),
+        }
+    }
+
     /// A scope of the same query, for what needs no names: logs, limits, caches.
     pub(crate) fn base(self) -> &'a Scope {
         match self {

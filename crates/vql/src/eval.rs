@@ -129,6 +129,9 @@ fn dotted(path: &[ast::Ident]) -> String {
 fn reference(path: &[ast::Ident], at: At<'_>) -> Value {
     let Some((first, rest)) = path.split_first() else { return Value::Null };
     let Some(binding) = at.lookup(&first.name) else {
+        if at.is_over_scalar() {
+            return Value::Null;
+        }
         let scope = at.scope();
         if scope.registry().find_function(&first.name).is_some() {
             scope.log_once(format!("ERROR:Symbol {} is a function but it is not being called.", first.name));

@@ -65,8 +65,8 @@ pub use call::Call;
 pub use cancel::{CancelToken, StopReason};
 pub use dict::{Dict, Key};
 pub use environment::{
-    AllowAll, ArtifactResolver, Clock, Counter, DenyAll, Elsewhere, Environment, Extensions, FrozenClock, Guard, Level, LogSink, MemoryLog, NoLog,
-    Random,
+    AllowAll, ArtifactResolver, Clock, Counter, DenyAll, Elsewhere, Environment, Extensions, FrozenClock, Guard, Level, LogSink, MemoryLog,
+    NoLog, Random,
 };
 pub use error::{CallError, Denied};
 pub use lambda::Lambda;

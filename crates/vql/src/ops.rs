@@ -249,7 +249,36 @@ pub fn matches(left: &Value, right: &Value, scope: &Scope) -> bool {
         return true;
     }
     let Some(regex) = scope.regex(pattern) else { return false };
-    matches_regex(left, &regex, scope)
+    match left {
+        Value::Str(text) if text.len() > LONG => found_beside(text.clone(), regex, scope),
+        _ => matches_regex(left, &regex, scope),
+    }
+}
+
+/// Longer texts are searched on a thread of their own: a search cannot be interrupted, and a query must be.
+const LONG: usize = 4 << 20;
+
+/// A query that stops does not wait for the search, which ends by itself in time linear in the text.
+fn found_beside(text: Text, regex: Arc<crate::regex::Regex>, scope: &Scope) -> bool {
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+    let Some(slot) = scope.take_thread() else { return regex.is_match(&text) };
+    let (sender, found) = std::sync::mpsc::sync_channel(1);
+    let (haystack, searched) = (text.clone(), regex.clone());
+    let started = crate::stack::spawn("vql regex", move || {
+        let _slot = slot;
+        // Nobody listens any more when the query has stopped.
+        let _ = sender.send(searched.is_match(&haystack));
+    });
+    if started.is_err() {
+        return regex.is_match(&text);
+    }
+    loop {
+        match found.recv_timeout(LOOK) {
+            Ok(found) => return found,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !scope.stopped() => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Whether `regex` is found in the text of `value`; in a list, in any element.

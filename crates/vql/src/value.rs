@@ -358,6 +358,11 @@ impl Value {
         OVERHEAD.saturating_add(extra)
     }
 
+    /// Whether this is one text, number or truth value: as a row it has no columns but `_value`.
+    pub(crate) fn is_scalar(&self) -> bool {
+        matches!(self, Self::Bool(_) | Self::Int(_) | Self::UInt(_) | Self::Float(_) | Self::Str(_) | Self::Bytes(_))
+    }
+
     /// Whether a query or a lazy expression is here or inside.
     #[inline]
     pub(crate) fn is_unread(&self) -> bool {

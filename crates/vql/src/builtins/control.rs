@@ -14,6 +14,7 @@ use crate::ops::truth;
 use crate::registry::Registry;
 use crate::rows::{Rows, StoredQuery, as_row};
 use crate::scope::{Scope, WeakScope};
+use crate::shape::Shape;
 use crate::signature::{Arg, ArgType, Signature};
 use crate::value::{List, Object, Value};
 
@@ -175,11 +176,12 @@ fn range(call: Call) -> Result<Rows, CallError> {
     if step <= 0 {
         return Err("step must be greater than 0".into());
     }
+    let shape = Shape::new(["_value"]);
     Ok(Rows::from_fn(move || {
         if next >= end {
             return None;
         }
-        let row = Dict::new().with("_value", next);
+        let row = Dict::of_shape(&shape, vec![Value::Int(next)]);
         next = next.saturating_add(step);
         Some(Ok(row.into()))
     }))
@@ -195,8 +197,8 @@ fn items(call: &Call) -> Vec<Dict> {
     }
 }
 
-/// The rows of `foreach(row=…)`.
-fn source(value: Value, scope: &Scope) -> Rows {
+/// The rows of `foreach(row=…)`, made by `as_row`.
+fn source(value: Value, scope: &Scope, as_row: fn(Value) -> Value) -> Rows {
     match value.reduced() {
         Value::Null => Rows::none(),
         Value::Query(query) => query.open(scope),
@@ -216,9 +218,15 @@ fn source(value: Value, scope: &Scope) -> Rows {
     }
 }
 
+fn scalar_or_row(value: Value) -> Value {
+    if value.is_scalar() { value } else { as_row(value) }
+}
+
 fn foreach(call: Call) -> Result<Rows, CallError> {
     let scope = call.scope().clone();
-    let mut rows = source(call.lazy("row"), &scope);
+    // What passes through stays what it is: a row of a single value says nothing of other names.
+    let passes = !call.has("query") && !call.has("column");
+    let mut rows = source(call.lazy("row"), &scope, if passes { scalar_or_row } else { as_row });
     if let Some(name) = call.opt_string("column") {
         let mut outer = rows;
         rows = Rows::from_fn(move || Some(outer.next()?.map(|row| as_row(column(&row, &name).unwrap_or_default()))));

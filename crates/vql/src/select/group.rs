@@ -55,25 +55,20 @@ pub(super) fn grouped(query: &Arc<Select>, source: Rows, scope: &Scope) -> Rows 
     let mut groups = Groups::default().into_values();
     Rows::from_fn(move || {
         loop {
-            if let Some(input) = pending.take() {
-                match collect(&query, &columns, input, &scope) {
+            if scope.cancelled() {
+                return None;
+            }
+            let Some(group) = groups.next() else {
+                // None are left here: those that wait on disk have their turn.
+                match collect(&query, &columns, pending.take()?, &scope) {
                     Ok((collected, rest)) => {
                         groups = collected.into_values();
                         pending = rest.map(Input::Spilled);
                     }
                     Err(error) => return Some(Err(error)),
                 }
-            }
-            if scope.cancelled() {
-                return None;
-            }
-            let Some(group) = groups.next() else {
-                if pending.is_none() {
-                    return None;
-                }
                 continue;
             };
-            // Groups that are on disk come after all that are here.
             OutputRow::start(&mut output, group.row, &group.aggregates);
             for (at, cell) in group.cells.into_iter().enumerate() {
                 if let Some(value) = cell {

@@ -99,7 +99,7 @@ impl OutputRow {
         }
     }
 
-    pub(super) fn row(&self) -> &Value {
+    pub(crate) fn row(&self) -> &Value {
         &self.row
     }
 
