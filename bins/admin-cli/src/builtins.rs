@@ -1,10 +1,8 @@
 //! The built-ins that this program knows, and the reference that is made of them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::Serialize;
-use talon_endpoint_vql::accessor::Accessors;
 use talon_ids::{Permission, Permissions};
 use talon_vql::{Arg, Kind, Registry, Signature};
 
@@ -166,7 +164,7 @@ fn listed(permissions: Permissions) -> String {
 
 /// The accessors of a server's queries, with what they need.
 fn accessors() -> Vec<(String, Permissions)> {
-    let accessors = Arc::new(Accessors::default());
+    let accessors = talon_server_vql::accessors();
     accessors.names().map(|name| (name.to_owned(), accessors.permissions(name))).collect()
 }
 

@@ -31,7 +31,7 @@ fn the_reference_page_is_fresh() {
 fn state(registry: &Registry, kind: &str, name: &str) -> String {
     let kind = match kind {
         "accessor" => {
-            let known = Accessors::default().names().any(|accessor| accessor == name);
+            let known = talon_server_vql::accessors().names().any(|accessor| accessor == name);
             return if known { "implemented".to_owned() } else { "not here: queries that name it are told so".to_owned() };
         }
         "plugin" => Kind::Plugin,

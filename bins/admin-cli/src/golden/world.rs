@@ -10,11 +10,10 @@ use talon_artifacts::Resolver;
 use talon_audit::{Log, SigningKey};
 use talon_config::{Configuration, MergePatch, ServerConfig};
 use talon_crypto::{Rng, SystemRng};
-use talon_endpoint_vql::accessor::Accessors;
 use talon_endpoint_vql::{LogFeed, Uploads};
 use talon_ids::{OrgId, Permission, Permissions};
 use talon_server::{Server, ServerOptions, Session, Settings};
-use talon_store::{AuditFiles, Embedded, Options};
+use talon_store::{AuditFiles, BlockEncoding, Embedded, Engine as _, ObjectName, Options, RowBlock, StoreError, Txn};
 use talon_vql::regex::Regex;
 use talon_vql::{ArtifactName, CancelToken, Dict, Environment, Extensions, LogSink, Registry, Restrictions, Scope, Time, Value, json};
 use talon_wire::Limits;
@@ -59,18 +58,19 @@ impl World {
         let key = SigningKey::generate("golden", &SystemRng)?;
         let audit = Log::open(Arc::new(AuditFiles::open(&folder.path().join("audit"))?), key, Arc::new(SystemRng))?;
         let identity = config.frontend_identity();
+        let engine = Arc::new(Embedded::open(&folder.path().join("store"), Options::default())?);
         let server = Server::open(ServerOptions {
             settings: Settings::from_config(&config)?,
             certificate_pem: identity.certificate().pem(),
             certificate_name: identity.certificate().subject_name().to_owned(),
             key: identity.key().clone(),
-            engine: Arc::new(Embedded::open(&folder.path().join("store"), Options::default())?),
+            engine: engine.clone(),
             audit: Arc::new(audit),
             restriction: restriction(&config)?,
             clock: clock.clone(),
             rng: Arc::new(CountingRng::default()),
             registry: Arc::new(registry(&config)),
-            extensions: extensions(&config)?,
+            extensions: extensions(&config, &engine)?,
             limits: Limits::default(),
         })?;
         let output = folder.path().join("output");
@@ -126,14 +126,32 @@ fn registry(config: &ServerConfig) -> Registry {
     registry
 }
 
-fn extensions(config: &ServerConfig) -> Result<Extensions> {
+fn extensions(config: &ServerConfig, engine: &Arc<Embedded>) -> Result<Extensions> {
     let security = config.security();
-    let accessors = Accessors::default()
+    let accessors = talon_server_vql::accessors()
         .restricted(&security.allowed_accessors, &security.denied_accessors)
         .map_err(|name| anyhow!("Unknown accessor in allow list: {name}; correct security.allowed_accessors"))?;
     let mut extensions = Extensions::default();
     extensions.insert(Arc::new(accessors));
+    extensions.insert(Arc::new(Files(engine.clone())));
     Ok(extensions)
+}
+
+/// The store of a case, into which it may put files.
+pub(super) struct Files(Arc<Embedded>);
+
+impl Files {
+    /// Writes a file of an organisation, in place of what was there.
+    pub(super) fn write(&self, org: &OrgId, components: Vec<String>, data: Vec<u8>) -> Result<(), StoreError> {
+        let (org, name) = (org.clone(), ObjectName::new(components));
+        let chunk = RowBlock { plain_len: data.len() as u64, data: data.into(), count: 0, encoding: BlockEncoding::Plain };
+        let work = move |txn: &mut dyn Txn| {
+            txn.delete_object(&org, &name)?;
+            txn.append_upload(&org, &name, 0, chunk)?;
+            txn.finish_upload(&org, &name)
+        };
+        self.0.submit(Box::new(work)).wait()
+    }
 }
 
 /// A deployment at work on one case. Its folder goes with it.
