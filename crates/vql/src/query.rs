@@ -121,6 +121,11 @@ pub fn run(scope: &Scope, statements: Vec<Statement>) -> Rows {
 }
 
 fn define(definition: &Arc<Let>, scope: &Scope) {
+    let _until_bound = scope.defer();
+    bind_definition(definition, scope);
+}
+
+fn bind_definition(definition: &Arc<Let>, scope: &Scope) {
     let name = &definition.name.name;
     if scope.registry().find_function(name).is_some() {
         scope.log_once(format!("WARN:LET expression is masking a built in function {name}"));

@@ -47,6 +47,27 @@ pub(crate) struct ScopeInner {
 
 type OnClose = Box<dyn FnOnce() + Send>;
 
+/// What waits for a definition to be bound, and how many definitions are being made.
+#[derive(Default)]
+struct Deferred {
+    depth: usize,
+    work: Vec<OnClose>,
+}
+
+/// While it lives a definition is being made. What waits for that runs when the outermost one ends.
+pub(crate) struct Deferral(Scope);
+
+impl Drop for Deferral {
+    fn drop(&mut self) {
+        let work = {
+            let mut deferred = self.0.0.runtime.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+            deferred.depth = deferred.depth.saturating_sub(1);
+            if deferred.depth == 0 { std::mem::take(&mut deferred.work) } else { Vec::new() }
+        };
+        work.into_iter().for_each(|work| work());
+    }
+}
+
 /// What a name can be bound to.
 #[derive(Clone)]
 pub(crate) enum Binding {
@@ -99,6 +120,7 @@ pub(crate) struct Runtime {
     logged: Mutex<HashSet<String>>,
     shared: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     mocks: Arc<Mocks>,
+    deferred: Mutex<Deferred>,
     on_close: Mutex<Vec<OnClose>>,
 }
 
@@ -145,6 +167,7 @@ impl Scope {
             logged: Mutex::default(),
             shared: Mutex::default(),
             mocks: Arc::default(),
+            deferred: Mutex::default(),
             on_close: Mutex::default(),
         });
         Self::stack_frames(runtime, cancel, variables, locals)
@@ -359,6 +382,25 @@ impl Scope {
             scope = parent;
         }
         scope.on_close(close);
+    }
+
+    /// Begins a definition: see [`Scope::once_defined`].
+    pub(crate) fn defer(&self) -> Deferral {
+        let mut deferred = self.0.runtime.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        deferred.depth = deferred.depth.saturating_add(1);
+        drop(deferred);
+        Deferral(self.clone())
+    }
+
+    /// Does something that is to see the name that is being defined: once it is bound, or now if none is.
+    pub(crate) fn once_defined(&self, work: impl FnOnce() + Send + 'static) {
+        let mut deferred = self.0.runtime.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if deferred.depth > 0 {
+            deferred.work.push(Box::new(work));
+            return;
+        }
+        drop(deferred);
+        work();
     }
 
     /// What the host program handed in.

@@ -88,7 +88,13 @@ fn at_exit(call: Call) -> Result<Value, CallError> {
 
 fn background(call: Call) -> Result<Value, CallError> {
     if let Some(query) = call.query("query") {
-        beside(call.scope(), "vql background", move |scope| query.open(scope).for_each(drop))?;
+        let scope = call.scope().clone();
+        // A query that a definition starts knows the name that is defined.
+        call.scope().once_defined(move || {
+            if let Err(error) = beside(&scope, "vql background", move |scope| query.open(scope).for_each(drop)) {
+                scope.log(format!("background: {error}"));
+            }
+        });
     }
     Ok(Value::Null)
 }
@@ -147,4 +153,29 @@ fn alert(call: Call) -> Result<Value, CallError> {
     let event = Dict::new().with("timestamp", now).with("name", name).with("event_data", data);
     scope.log(format!("ALERT:{}", json::encode(&event.into())));
     Ok(Value::Bool(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Environment, MemoryLog, Query};
+
+    #[test]
+    fn a_query_that_a_definition_starts_knows_its_name() {
+        let log = Arc::new(MemoryLog::default());
+        let scope = Environment::new(Arc::new(Registry::core())).log(log.clone()).open();
+        let statement = crate::parse_statement("LET Own <= background(query={ SELECT * FROM nowhere() })").unwrap();
+        Query::new(&scope, &statement).for_each(drop);
+        let mut lines = Vec::new();
+        for _ in 0..500 {
+            lines.extend(log.take());
+            if lines.iter().any(|line| line.contains("nowhere")) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(lines.iter().any(|line| line.ends_with("Current Scope is [NULL], [], [Own]")), "{lines:?}");
+    }
 }
