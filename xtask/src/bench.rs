@@ -7,6 +7,7 @@ mod frontend;
 mod keys;
 mod machine;
 mod table;
+mod vql;
 mod wire;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ enum Area {
     Frontend,
     /// A running agent: idle, and while it collects a million rows.
     Agent,
+    /// Queries over a million rows, as whole runs of `talon query`, in a table of their own.
+    Vql,
     /// The sizes of the programs.
     Sizes,
 }
@@ -50,6 +53,12 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let wanted = |area| arguments.area.is_none_or(|only| only == area);
     let programs = arguments.programs.as_deref().map_or_else(Programs::optimized, |folder| Ok(Programs::in_folder(folder)))?;
+    if wanted(Area::Vql) {
+        vql::run(&programs, arguments.short)?;
+    }
+    if arguments.area == Some(Area::Vql) {
+        return Ok(());
+    }
     let limits = machine::Limits::measure(arguments.short)?;
     let mut table = Table::default();
     limits.list(&mut table);
