@@ -100,6 +100,8 @@ mod tests {
             ("03010203", r#"1, "Array", {"type": "uint8", "count": "x=>x.n"}"#, "[1,2,3]"),
             ("01010200", r#"1, "Array", {"type": "uint8", "count": 10, "sentinel": "x=>x=0"}"#, "[1,2]"),
             ("01010200", r#"1, "Array", {"type": "uint8", "count": 10, "max_count": 1}"#, "[1]"),
+            ("010203", r#"1, "Array", {"type": "uint8", "count": 10}"#, "[2,3]"),
+            ("01ffff", r#"1, "short int""#, "-1"),
             ("0102", r#"1, "Enumeration", {"type": "uint8", "choices": {"2": "Two"}}"#, r#""Two""#),
             ("0102", r#"1, "Enumeration", {"type": "uint8", "map": {"Two": 2}}"#, r#""Two""#),
             ("01fe", r#"1, "Enumeration", {"type": "uint8", "choices": {"2": "Two"}}"#, r#""0xfe""#),

@@ -207,12 +207,12 @@ pub(super) fn scalar(name: &str) -> Option<Scalar> {
     match name {
         "unsigned char" | "byte" => return plain(1, Unsigned),
         "char" | "signed char" => return plain(1, Signed),
-        "unsigned short" => return plain(2, Unsigned),
-        "short" => return plain(2, Signed),
-        "unsigned int" | "unsigned long" => return plain(4, Unsigned),
-        "int" | "long" => return plain(4, Signed),
-        "unsigned long long" => return plain(8, Unsigned),
-        "long long" => return plain(8, Signed),
+        "unsigned short" | "unsigned short int" => return plain(2, Unsigned),
+        "short" | "short int" => return plain(2, Signed),
+        "unsigned" | "unsigned int" | "unsigned long" | "unsigned long int" => return plain(4, Unsigned),
+        "int" | "long" | "long int" => return plain(4, Signed),
+        "unsigned long long" | "unsigned long long int" => return plain(8, Unsigned),
+        "long long" | "long long int" => return plain(8, Signed),
         "float" => return plain(4, Float),
         "double" => return plain(8, Float),
         _ => {}

@@ -185,6 +185,10 @@ impl Session {
             if place.scope.stopped() || still > MAX_STILL {
                 break;
             }
+            // Behind the end of the file there are no elements, however many the profile wants.
+            if !matches!(**item, Type::Value(_) | Type::Profile { .. }) && self.bytes(here, 1).is_empty() {
+                break;
+            }
             let value = self.value(item, here);
             if let Some(sentinel) = sentinel
                 && ops::truth(&self.call(place.scope, sentinel, value.clone()), place.scope)
