@@ -6,6 +6,7 @@ mod bench;
 mod checks;
 #[cfg(feature = "lab")]
 mod codegen;
+mod conformance;
 #[cfg(feature = "lab")]
 mod crash;
 mod demo;

@@ -63,7 +63,9 @@ pub(crate) fn run() -> Result<()> {
     purity(&metadata, &mut broken);
     agent_tree(&metadata, &mut broken);
     documented_dependencies(&metadata, &root, &mut broken)?;
-    for path in tracked_files(&root)? {
+    let files = tracked_files(&root)?;
+    crate::conformance::check(&root, &files, &mut broken)?;
+    for path in files {
         file_rules(&root, &path, &mut broken)?;
     }
     if broken.is_empty() {

@@ -2,6 +2,7 @@
 
 mod collections;
 mod conversation;
+mod replayed;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -194,7 +194,10 @@ fn deflate(plain: &[u8]) -> Result<Vec<u8>, WireError> {
 }
 
 /// Expands one zlib stream to at most `limit` bytes. Memory never exceeds the limit, whatever the stream claims.
-pub(crate) fn inflate(stream: &[u8], limit: usize) -> Result<Vec<u8>, WireError> {
+///
+/// # Errors
+/// [`WireError::Content`] for what is no single whole stream, or a longer one.
+pub fn inflate(stream: &[u8], limit: usize) -> Result<Vec<u8>, WireError> {
     let refused = WireError::Content(Reason::Blob);
     let mut out = Vec::with_capacity(stream.len().saturating_mul(4).max(CHUNK).min(limit));
     INFLATE.with_borrow_mut(|state| {

@@ -65,7 +65,7 @@ mod tasks;
 mod tests;
 
 pub use agent::{AgentCodec, AgentSession, Reply, VerifiedReply};
-pub use blobs::{Blobs, Compression, MessageList, Packer};
+pub use blobs::{Blobs, Compression, MessageList, Packer, inflate};
 pub use budget::Budget;
 pub use envelope::{API_VERSION, PAD};
 pub use identity::{AuthenticatedClient, client_id};

@@ -1,5 +1,6 @@
 //! Both roles against each other, against hostile peers, and against packets of stock peers.
 
+mod agent_behaviour;
 mod hostile;
 mod roles;
 mod vectors;

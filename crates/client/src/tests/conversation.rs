@@ -145,10 +145,15 @@ impl ServerLink for Link {
 }
 
 fn settings(server: &Server, folder: &std::path::Path) -> AgentSettings {
+    settings_for(server.authority.trust_bundle(), folder)
+}
+
+/// Settings of an agent that trusts this authority.
+pub(super) fn settings_for(trust: talon_pki::TrustBundle, folder: &std::path::Path) -> AgentSettings {
     AgentSettings {
         server_urls: vec!["https://frontend.example/".parse().unwrap()],
         server_name: "VelociraptorServer".into(),
-        trust: server.authority.trust_bundle(),
+        trust,
         nonce: NONCE.into(),
         intervals: Intervals {
             min_poll: Duration::from_millis(20),

@@ -7,6 +7,7 @@ mod collections;
 mod enrolment;
 mod front;
 mod hostile;
+mod hostile_network;
 mod hunts;
 mod monitoring;
 mod recorded;
