@@ -6,7 +6,9 @@ use crate::Definition;
 
 /// File and text of each definition.
 const TEXTS: &[(&str, &str)] = &[
+    ("Admin/Client/Remove.yaml", include_str!("../definitions/Admin/Client/Remove.yaml")),
     ("Elastic/Events/Upload.yaml", include_str!("../definitions/Elastic/Events/Upload.yaml")),
+    ("Generic/Client/DiskSpace.yaml", include_str!("../definitions/Generic/Client/DiskSpace.yaml")),
     ("Generic/Client/Info.yaml", include_str!("../definitions/Generic/Client/Info.yaml")),
     ("Generic/Client/Stats.yaml", include_str!("../definitions/Generic/Client/Stats.yaml")),
     ("Generic/Utils/Crypto.yaml", include_str!("../definitions/Generic/Utils/Crypto.yaml")),
