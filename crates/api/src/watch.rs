@@ -21,8 +21,10 @@ const REGISTRATIONS: &str = "Server.Internal.MasterRegistrations";
 
 /// The queues of the server itself: it listens to all of them.
 fn registrations() -> Vec<u8> {
-    let internal = talon_artifacts::queues().filter(|queue| queue.kind() == talon_artifacts::ArtifactType::Internal);
-    let queues: Vec<&str> = internal.map(|queue| queue.name().as_str()).collect();
+    let own = |queue: &talon_artifacts::Definition| {
+        queue.kind() == talon_artifacts::ArtifactType::Internal || queue.name().as_str().starts_with("Server.Internal.")
+    };
+    let queues: Vec<&str> = talon_artifacts::queues().filter(|queue| own(queue)).map(|queue| queue.name().as_str()).collect();
     let mut line = serde_json::json!({ "Events": queues }).to_string();
     line.push('\n');
     line.into_bytes()

@@ -535,9 +535,11 @@ fn a_timeline_is_read_in_the_order_of_time() {
     assert!(alice.annotate(&note(1, "[1]")).is_err(), "an event is an object");
     let noted = rows(
         &alice,
-        &format!("SELECT Notes, x, _AnnotatedBy AS By FROM timeline(notebook_id='{id}', timeline='T', components='Annotation')"),
+        &format!(
+            "SELECT Notes, _AnnotatedBy AS By, _OriginalTime - 2000000000 AS At FROM timeline(notebook_id='{id}', timeline='T', components='Annotation')"
+        ),
     );
-    assert_eq!(noted, [r#"{"Notes":"odd","x":null,"By":"alice"}"#, r#"{"Notes":"odd","x":1,"By":"alice"}"#]);
+    assert_eq!(noted, [r#"{"Notes":"odd","By":"alice","At":1}"#, r#"{"Notes":"odd","By":"alice","At":3}"#]);
     let bob = bench.admin("bob");
     assert_eq!(bob.annotate(&note(1, "")).unwrap_err().to_string(), "InvalidStatus: Notebook is not shared with user.");
     for call in ["timeline(notebook_id=N, timeline='T')", "timelines(notebook_id=N)"] {

@@ -187,8 +187,7 @@ impl Session {
     /// # Errors
     /// [`ServerError::NotFound`], [`ServerError::Artifact`] for a built-in one, [`ServerError::Denied`].
     pub fn delete_artifact(&self, name: &str) -> Result<(), ServerError> {
-        let definition = self.org().catalog().repository().get(name).ok_or_else(|| ServerError::not_found("Artifact", name))?;
-        self.may_write(&definition)?;
+        self.writable(name)?;
         let receipt = self.record("artifact_delete", Details::new().text("artifact", name))?;
         self.org().delete_artifact(receipt, name)
     }
@@ -204,8 +203,7 @@ impl Session {
         basic: Option<bool>,
         tags: Option<Vec<String>>,
     ) -> Result<(), ServerError> {
-        let definition = self.org().artifacts().get(name).ok_or_else(|| ServerError::not_found("Artifact", name))?;
-        self.may_write(&definition)?;
+        let definition = self.writable(name)?;
         let mut metadata = definition.proto().metadata.clone().unwrap_or_default();
         metadata.hidden = hidden.unwrap_or(metadata.hidden);
         metadata.basic = basic.unwrap_or(metadata.basic);
@@ -217,6 +215,26 @@ impl Session {
             .list("tags", &metadata.tags);
         let receipt = self.record("artifact_set_metadata", details)?;
         self.org().set_artifact_metadata(receipt, name, metadata)
+    }
+
+    /// An artifact that the caller may write. Only who may write some artifact is told that there is none of that name.
+    fn writable(&self, name: &str) -> Result<Arc<Definition>, ServerError> {
+        let Some(definition) = self.org().artifacts().get(name) else {
+            self.authority().check(Permissions::of(&[Permission::ArtifactWriter]))?;
+            return Err(ServerError::not_found("Artifact", name));
+        };
+        self.may_write(&definition)?;
+        Ok(definition)
+    }
+
+    /// Who may write no artifact is not told which there are.
+    fn unknown_artifact(&self, name: &str) -> ServerError {
+        let any = [Permission::ArtifactWriter, Permission::ServerArtifactWriter];
+        let denials = any.map(|permission| self.authority().check(Permissions::of(&[permission])).err());
+        match denials {
+            [Some(denial), Some(_)] => denial.into(),
+            _ => ServerError::not_found("Artifact", name),
+        }
     }
 
     fn may_write(&self, definition: &Definition) -> Result<(), ServerError> {
