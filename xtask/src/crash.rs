@@ -5,12 +5,14 @@ mod agent;
 mod disk;
 mod server;
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::deployment::Programs;
 use crate::workspace_root;
 
 /// What is made to fail.
@@ -42,20 +44,24 @@ pub(crate) struct Arguments {
     /// Repeats a run, as far as the moments of the kills allow.
     #[arg(long)]
     seed: Option<u64>,
+    /// A folder with the programs, instead of building them.
+    #[arg(long)]
+    programs: Option<PathBuf>,
 }
 
 /// Runs the parts; fails with the seed when something that was acknowledged is missing, or is there by half.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()));
     let time = Duration::from_secs(arguments.seconds.unwrap_or_else(|| arguments.minutes.saturating_mul(60)));
+    let programs = || arguments.programs.as_deref().map_or_else(Programs::build, |folder| Ok(Programs::in_folder(folder)));
     println!("seed {seed}, {} s for each part", time.as_secs());
     for part in Part::value_variants().iter().copied().filter(|part| arguments.part.is_none_or(|only| only == *part)) {
         let done = match part {
             Part::Store => store(seed, time),
-            Part::Server => server::killed(seed, time),
-            Part::Agent => agent::killed(seed, time),
-            Part::ServerDisk => disk::of_the_server(seed, time),
-            Part::AgentDisk => disk::of_the_agent(seed, time),
+            Part::Server => server::killed(&programs()?, seed, time),
+            Part::Agent => agent::killed(&programs()?, seed, time),
+            Part::ServerDisk => disk::of_the_server(&programs()?, seed, time),
+            Part::AgentDisk => disk::of_the_agent(&programs()?, seed, time),
         };
         done.with_context(|| format!("{part:?} failed: repeat with --seed {seed}"))?;
     }

@@ -67,7 +67,7 @@ pub(super) fn measure(programs: &Programs, limits: &Limits, scale: &Scale, table
         let dialer = Dialer::to(&server)?;
         let members = runtime.block_on(enrol(&dialer, agents, &mut deployment, table))?;
         let members = runtime.block_on(ingest(members, &mut deployment, limits, scale, table))?;
-        let packets = runtime.block_on(settle(members))?;
+        let packets = runtime.block_on(settle(&dialer, members))?;
         deployment.server()?.stop()?;
         start(&mut deployment, cores)?;
         runtime.block_on(readers(&dialer, packets, &mut deployment, cores, scale, table))
@@ -263,14 +263,19 @@ async fn rounds(mut members: Vec<Member>, process: u32, rounds: usize, packets: 
 }
 
 /// Ends the first collection of every agent, so that the server has nothing more to say to it. Returns agents with the packets they poll with.
-async fn settle(members: Vec<Member>) -> Result<Vec<Agent>> {
+async fn settle(dialer: &Dialer, members: Vec<Member>) -> Result<Vec<Agent>> {
+    let arriving = Arc::new(Semaphore::new(ARRIVING));
     let mut tasks = JoinSet::new();
-    for mut member in members {
+    for (at, Member { agent, collection, .. }) in members.into_iter().enumerate() {
+        let (dialer, arriving) = (dialer.clone(), arriving.clone());
         tasks.spawn(async move {
-            let packet = member.agent.completion(&member.collection)?;
-            let answer = member.line.post("control", &packet).await?;
-            ensure!(member.agent.is_receipt(&answer)?, "a completion was answered with {}", answer.status);
-            Ok(member.agent)
+            let _turn = arriving.acquire_owned().await?;
+            // The first connection may have been idle for longer than the server allows.
+            let mut line = dialer.connect(at).await?;
+            let packet = agent.completion(&collection)?;
+            let answer = line.post("control", &packet).await?;
+            ensure!(agent.is_receipt(&answer)?, "a completion was answered with {}", answer.status);
+            Ok(agent)
         });
     }
     all(tasks).await

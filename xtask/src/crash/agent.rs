@@ -27,9 +27,9 @@ enum Blow {
     Server,
 }
 
-pub(super) fn killed(seed: u64, time: Duration) -> Result<()> {
+pub(super) fn killed(programs: &Programs, seed: u64, time: Duration) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut deployment = create(&Programs::build()?, folder.path())?;
+    let mut deployment = create(programs, folder.path())?;
     let outcome = rounds(&mut deployment, seed, time);
     outcome.with_context(|| deployment.logs())
 }

@@ -59,10 +59,10 @@ impl Drop for SmallDisk {
     }
 }
 
-pub(super) fn of_the_server(seed: u64, time: Duration) -> Result<()> {
+pub(super) fn of_the_server(programs: &Programs, seed: u64, time: Duration) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let Some(disk) = SmallDisk::mount(&folder.path().canonicalize()?.join("datastore"), 256)? else { return Ok(()) };
-    let mut deployment = Deployment::create(&Programs::build()?, folder.path(), Scheme::Http)?;
+    let mut deployment = Deployment::create(programs, folder.path(), Scheme::Http)?;
     let outcome = server_rounds(&mut deployment, &disk, seed, time);
     let outcome = outcome.with_context(|| deployment.logs());
     drop(deployment);
@@ -114,11 +114,11 @@ fn server_rounds(deployment: &mut Deployment, disk: &SmallDisk, seed: u64, time:
     Ok(())
 }
 
-pub(super) fn of_the_agent(seed: u64, time: Duration) -> Result<()> {
+pub(super) fn of_the_agent(programs: &Programs, seed: u64, time: Duration) -> Result<()> {
     const ROWS: usize = 3000;
     let folder = tempfile::tempdir()?;
     let Some(disk) = SmallDisk::mount(&folder.path().canonicalize()?.join("agent"), 8)? else { return Ok(()) };
-    let mut deployment = agent::create(&Programs::build()?, folder.path())?;
+    let mut deployment = agent::create(programs, folder.path())?;
     let outcome = (|| {
         let client = agent::begin(&mut deployment, ROWS, 1)?;
         let mut draw = Draw::new(seed);

@@ -88,9 +88,9 @@ impl Sender {
     }
 }
 
-pub(super) fn killed(seed: u64, time: Duration) -> Result<()> {
+pub(super) fn killed(programs: &Programs, seed: u64, time: Duration) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut deployment = Deployment::create(&Programs::build()?, folder.path(), Scheme::Http)?;
+    let mut deployment = Deployment::create(programs, folder.path(), Scheme::Http)?;
     deployment.start_server()?;
     let mut idle = senders(&deployment)?;
     let mut draw = Draw::new(seed);
