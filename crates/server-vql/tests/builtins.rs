@@ -200,7 +200,11 @@ const CALLS: &[(&str, &str, &str)] = &[
     ("killkillkill", "killkillkill(client_id=C)", ""),
     ("label", "label(client_id=C, labels='x')", ""),
     ("lock_add", "lock_add(kind='client', name='C.00000000000000ff', reason='r')", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
-    ("lock_remove", "lock_remove(id={ SELECT id FROM locks() })", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
+    (
+        "lock_remove",
+        "lock_remove(id=get(item={ SELECT id FROM locks() }, member='id.0'))",
+        "PermissionDenied: Permission denied: [SERVER_ADMIN]",
+    ),
     ("locks", "locks()", "PermissionDenied: Permission denied: [SERVER_ADMIN]"),
     ("org_create", "org_create(name='n')", ""),
     ("org_delete", "org_delete(org='ONONE')", ""),
