@@ -63,7 +63,8 @@ pub(super) fn measure(programs: &Programs, limits: &Limits, scale: &Scale, table
         thread::sleep(Duration::from_secs(3));
         let idle = Usage::of(deployment.server()?.id())?;
         table.add("frontend: resident memory, nobody there", idle.resident / MIB, "MiB").at_most(30.0);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Agents go on while this thread waits for the server to end.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let dialer = Dialer::to(&server)?;
         let members = runtime.block_on(enrol(&dialer, agents, &mut deployment, table))?;
         let members = runtime.block_on(ingest(members, &mut deployment, limits, scale, table))?;
