@@ -34,6 +34,8 @@ fn state(registry: &Registry, kind: &str, name: &str) -> String {
             let known = talon_server_vql::accessors().names().any(|accessor| accessor == name);
             return if known { "implemented".to_owned() } else { "not here: queries that name it are told so".to_owned() };
         }
+        // How artifacts are called: the language itself knows it.
+        "plugin" if name == "Artifact" => return "implemented".to_owned(),
         "plugin" => Kind::Plugin,
         _ => Kind::Function,
     };
@@ -67,8 +69,6 @@ fn the_coverage_page_is_fresh_and_no_name_is_unknown() {
         .collect();
     assert_fresh("vql-coverage.md", &fresh);
     assert!(names > 400, "the page lists {names} names only");
-    // `Artifact` is how artifacts are called; the language itself knows it.
-    unknown.retain(|name| name != "`Artifact`");
     assert_eq!(unknown, Vec::<String>::new());
 }
 
