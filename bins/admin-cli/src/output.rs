@@ -1,7 +1,9 @@
 //! What goes to stdout, and in which form: rows, values, files.
 
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Stdout, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use talon_vql::{Dict, Value, json};
@@ -57,6 +59,38 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
         drop(std::fs::remove_file(temporary));
     }
     renamed.with_context(cure)
+}
+
+/// Stdout for rows: written in large pieces, and a moment after a row came at the latest.
+pub(crate) struct Output(Arc<Mutex<BufWriter<Stdout>>>);
+
+impl Output {
+    /// Stdout, and a thread that does not let rows wait there.
+    pub(crate) fn stdout() -> Self {
+        const SIZE: usize = 64 << 10;
+        const MOMENT: Duration = Duration::from_millis(100);
+        let out = Arc::new(Mutex::new(BufWriter::with_capacity(SIZE, std::io::stdout())));
+        let watched = Arc::downgrade(&out);
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(MOMENT);
+                let Some(out) = watched.upgrade() else { return };
+                // Who writes next is told of what failed here.
+                drop(out.lock().unwrap_or_else(PoisonError::into_inner).flush());
+            }
+        });
+        Self(out)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
 }
 
 /// Writes the rows of one query after another to `out`.

@@ -13,7 +13,7 @@ use talon_vql::{CancelToken, Dict, Environment, LogSink, Query, StopReason, Valu
 use crate::api::{Api, configured};
 use crate::arguments::{Format, Globals, QueryArgs};
 use crate::config::org;
-use crate::output::RowWriter;
+use crate::output::{Output, RowWriter};
 
 pub(crate) fn run(globals: &Globals, query: &QueryArgs) -> Result<()> {
     let env = environment(&query.env)?;
@@ -143,7 +143,7 @@ fn evaluate(texts: &[String], format: Format, timeout: u64, env: Vec<(String, St
         .cancel(cancel.clone());
     let environment = env.into_iter().fold(environment, |environment, (name, value)| environment.variable(name, value));
     let scope = talon_endpoint_vql::with_authority(environment, authority).open();
-    let mut writer = RowWriter::new(std::io::stdout().lock(), format);
+    let mut writer = RowWriter::new(Output::stdout(), format);
     for statement in programs.iter().flat_map(|program| &program.statements) {
         let mut query = Query::new(&scope, statement);
         for row in query.by_ref() {
