@@ -23,11 +23,10 @@ impl NameRule {
 
     /// Whether a user of this name may exist.
     pub(crate) fn check(&self, name: &UserName) -> Result<(), ServerError> {
-        let looks = look(name.as_str());
-        if looks == look(self.superuser.as_str()) {
+        if alike(name.as_str(), self.superuser.as_str()) {
             return Err(ServerError::invalid(format!("Username is reserved: {name}")));
         }
-        if self.gateway.as_ref().is_some_and(|gateway| looks == look(gateway.as_str())) {
+        if self.gateway.as_ref().is_some_and(|gateway| alike(name.as_str(), gateway.as_str())) {
             return Err(ServerError::invalid(format!("Username is reserved for the gateway: {name}")));
         }
         let plain = |letter: char| letter.is_ascii_alphanumeric() || "@.-_#+".contains(letter);
@@ -40,20 +39,27 @@ impl NameRule {
 
     /// Whether a new user would look like one that exists. Names of ASCII letters differ enough for those who chose them.
     pub(crate) fn check_unlike(name: &UserName, existing: &[VelociraptorUser]) -> Result<(), ServerError> {
-        let looks = look(name.as_str());
-        let alike = |other: &&VelociraptorUser| !(name.as_str().is_ascii() && other.name.is_ascii()) && look(&other.name) == looks;
-        match existing.iter().find(alike) {
+        let looks_like =
+            |other: &&VelociraptorUser| !(name.as_str().is_ascii() && other.name.is_ascii()) && alike(name.as_str(), &other.name);
+        match existing.iter().find(looks_like) {
             Some(other) => Err(ServerError::invalid(format!("Unacceptable username {name}: it looks like {}", other.name))),
             None => Ok(()),
         }
     }
 }
 
-/// What a name looks like: letters that are mistaken for each other, in any case and width, come to the same. Dots at its end are not seen.
-fn look(name: &str) -> String {
-    let fold = |text: &str| skeleton(&text.to_lowercase()).collect::<String>();
-    let once = fold(name.trim_end_matches(['.', ' ', '\u{3002}']));
-    fold(&once)
+/// Whether two names look alike.
+fn alike(one: &str, other: &str) -> bool {
+    let (one, other) = (looks(one), looks(other));
+    one.iter().any(|look| other.contains(look))
+}
+
+/// What a name looks like: letters that are mistaken for each other, in any case and width, come to the same. Dots at its end are not seen. A capital
+/// that is mistaken for a small letter of another kind is no longer so once it is small: both orders count.
+fn looks(name: &str) -> [String; 2] {
+    let mistaken = |text: &str| skeleton(text).collect::<String>();
+    let name = name.trim_end_matches(['.', ' ', '\u{3002}']);
+    [mistaken(&mistaken(&name.to_lowercase()).to_lowercase()), mistaken(&mistaken(name).to_lowercase())]
 }
 
 #[cfg(test)]
