@@ -70,6 +70,42 @@ fn wire() {
     write("pki_request", "genuine", talon_pki::create_csr(&key).unwrap());
 }
 
+fn agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("buffer");
+    let settings = talon_client::BufferSettings { file: Some(file), disk_size: 1 << 20, memory_size: 1 << 20 };
+    let (mut buffer, _) = talon_client::Buffer::open(settings).unwrap();
+    buffer.append(&[ROWS.into(), "another".into()]).unwrap();
+    let (_, first) = buffer.peek(talon_client::Sequence::default(), 1);
+    buffer.commit(first).unwrap();
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::metadata(&path).unwrap().len() > 0 {
+            write("agent_buffer", path.extension().unwrap().to_str().unwrap(), fs::read(&path).unwrap());
+        }
+    }
+    let key = fs::read_to_string(root().join("fixtures/wire/agent.pem")).unwrap();
+    let state = format!("install_time: 1\nclient_id: C.0000000000000000\nprivate_key: |\n  {}\n", key.trim_end().replace('\n', "\n  "));
+    let table = "event_queries:\n  version: 5\n  event:\n  - Query:\n    - Name: A\n      VQL: SELECT * FROM clock()\n    max_wait: 5\n";
+    write("agent_writeback", "identity", &state);
+    write("agent_writeback", "table", [&state, table].concat());
+}
+
+fn texts() {
+    let config = "Client:\n  server_urls: [https://a.example:8000/]\n  nonce: Zml4dHVyZXM=\n  use_self_signed_ssl: true\nFrontend:\n  bind_port: 8000\n  hostname: localhost\nDatastore: {location: /tmp/x}\n---\ntalon: {}\n";
+    write("config", "some of both", config);
+    let args = talon_proto::ArtifactCollectorArgs { client_id: "C.1".into(), artifacts: vec!["A".into()], ..Default::default() };
+    write("api_request", "collect", talon_proto::prost::Message::encode_to_vec(&args));
+    let query = talon_proto::VqlRequest { vql: "SELECT * FROM info()".into(), name: "A".into() };
+    let query = talon_proto::VqlCollectorArgs { query: vec![query], ..Default::default() };
+    write("api_request", "query", talon_proto::prost::Message::encode_to_vec(&query));
+    write("pki_pem", "key", fs::read(root().join("fixtures/wire/agent.pem")).unwrap());
+    let now = talon_pki::UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_700_000_000));
+    write("pki_pem", "authority", talon_pki::Authority::generate(&talon_crypto::SystemRng, now).unwrap().certificate().pem());
+    write("wire_inflate", "rows", zlib(ROWS.as_bytes()));
+    write("wire_inflate", "bomb", zlib(&[0; 3 << 20]));
+}
+
 fn language() {
     let queries = [
         "SELECT * FROM info()",
@@ -102,4 +138,6 @@ fn main() {
     store();
     wire();
     language();
+    agent();
+    texts();
 }

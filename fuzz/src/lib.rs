@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use talon_crypto::{RsaPrivateKey, RsaPublicKey, SystemRng};
@@ -13,16 +14,25 @@ use talon_wire::{AgentCodec, AgentSession, Blobs, Directory, Limits, LookupError
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 18] = [
     ("store_segment", store_segment),
     ("store_import", store_import),
     ("store_block", store_block),
     ("wire_packet", wire_packet),
     ("wire_messages", wire_messages),
     ("wire_reply", wire_reply),
+    ("wire_inflate", wire_inflate),
     ("pki_request", pki_request),
+    ("pki_pem", pki_pem),
     ("vql", vql),
+    ("vql_json", vql_json),
+    ("vql_rows", vql_rows),
+    ("vql_paths", vql_paths),
     ("artifact", artifact),
+    ("config", config),
+    ("api_request", api_request),
+    ("agent_buffer", agent_buffer),
+    ("agent_writeback", agent_writeback),
 ];
 
 /// Reads a segment file.
@@ -149,9 +159,122 @@ pub fn vql(data: &[u8]) {
     }
 }
 
+/// Reads JSON: what is read is the same when it is written and read again; rows read one after another are what they are alone.
+pub fn vql_json(data: &[u8]) {
+    use talon_vql::{Value, json};
+    if let Ok(value) = json::decode(data) {
+        let again = |text: &str| json::encode(&json::decode(text.as_bytes()).expect("what was written is JSON"));
+        let settled = again(&json::encode(&value));
+        assert_eq!(again(&settled), settled);
+    }
+    let mut reader = json::RowReader::default();
+    for line in data.split(|byte| *byte == b'\n') {
+        let shared = reader.row(line).map(|row| json::encode(&Value::Dict(row)));
+        assert_eq!(shared, json::decode_row(line).map(|row| json::encode(&row.into())));
+    }
+}
+
+/// Reads a row in the binary form in which rows wait on disk.
+pub fn vql_rows(data: &[u8]) {
+    if let Some(value) = talon_vql::spill::decode(data) {
+        let written = talon_vql::spill::encode(&value);
+        let again = talon_vql::spill::decode(&written).expect("what was written can be read");
+        assert_eq!(talon_vql::spill::encode(&again), written);
+    }
+}
+
+/// Reads a path with the rules of every file system.
+pub fn vql_paths(data: &[u8]) {
+    use talon_vql::{OsPath, PathFlavour};
+    let flavours =
+        [PathFlavour::Linux, PathFlavour::Generic, PathFlavour::Windows, PathFlavour::Ntfs, PathFlavour::Registry, PathFlavour::FileStore];
+    for flavour in flavours {
+        let path = OsPath::parse(data, flavour);
+        drop((path.to_text(), path.basename(), path.dirname().to_text(), path.pathspec()));
+    }
+}
+
 /// Reads an artifact definition.
 pub fn artifact(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(talon_artifacts::Definition::from_yaml(text));
+    }
+}
+
+/// Expands a compressed blob; what comes out is no longer than the limit.
+pub fn wire_inflate(data: &[u8]) {
+    const LIMIT: usize = 1 << 20;
+    if let Ok(plain) = talon_wire::inflate(data, LIMIT) {
+        assert!(plain.len() <= LIMIT, "a blob grew beyond its limit");
+    }
+}
+
+/// Reads a server's certificate, keys and bundles.
+pub fn pki_pem(data: &[u8]) {
+    static TRUST: OnceLock<talon_pki::TrustBundle> = OnceLock::new();
+    let now = talon_pki::UnixTime::since_unix_epoch(Duration::from_secs(1_700_000_000));
+    let trust = TRUST.get_or_init(|| talon_pki::Authority::generate(&SystemRng, now).expect("an authority").trust_bundle());
+    assert!(talon_pki::verify_server_pem(data, trust, SERVER, now).is_err(), "a certificate of another authority was taken");
+    drop(talon_pki::TrustBundle::from_pem(data));
+    if let Ok(text) = std::str::from_utf8(data) {
+        drop(RsaPrivateKey::from_pem(text));
+        drop(RsaPublicKey::from_pkcs1_pem(text));
+    }
+}
+
+/// Reads a configuration file as each of the programs does.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(configuration) = talon_config::Configuration::from_text("fuzz", text) {
+        drop(talon_config::ServerConfig::new(configuration.clone()));
+        drop(talon_config::ClientConfig::new(configuration));
+    }
+}
+
+/// Decodes the body of a request of the API; what is decoded can be sent again and means the same.
+pub fn api_request(data: &[u8]) {
+    fn again<M: talon_proto::prost::Message + Default + PartialEq>(data: &[u8]) {
+        if let Ok(message) = M::decode(data) {
+            let bytes = message.encode_to_vec();
+            let copy = M::decode(&bytes[..]).expect("what was encoded decodes");
+            // A float that is no number is unlike itself.
+            assert_eq!(copy.encode_to_vec(), bytes, "a request changed its meaning");
+        }
+    }
+    again::<talon_proto::VqlCollectorArgs>(data);
+    again::<talon_proto::ArtifactCollectorArgs>(data);
+    again::<talon_proto::EventRequest>(data);
+    again::<talon_proto::VqlResponse>(data);
+    again::<talon_proto::SearchClientsRequest>(data);
+    again::<talon_proto::LabelClientsRequest>(data);
+    again::<talon_proto::GetTableRequest>(data);
+    again::<talon_proto::Hunt>(data);
+}
+
+/// Opens the buffer of an agent over whatever its last process, or somebody else, left in the files.
+pub fn agent_buffer(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("buffer");
+    // Several segments, so that what one says of the other is read too.
+    let (first, second) = data.split_at(data.len() / 2);
+    for (number, content) in [(1, data), (2, first), (3, second)] {
+        std::fs::write(folder.path().join(format!("buffer.{number:016x}")), content).expect("a file");
+    }
+    let settings = talon_client::BufferSettings { file: Some(file), disk_size: 1 << 20, memory_size: 1 << 20 };
+    if let Ok((mut buffer, recovered)) = talon_client::Buffer::open(settings) {
+        assert!(recovered.records <= data.len(), "more records than bytes");
+        drop(buffer.append(&[Bytes::from_static(b"record")]));
+        buffer.peek(talon_client::Sequence::default(), 1 << 20);
+    }
+}
+
+/// Opens the state of an agent; a file that is not understood stays as it is.
+pub fn agent_writeback(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let level1 = folder.path().join("writeback.yaml");
+    std::fs::write(&level1, data).expect("a file");
+    let paths = talon_config::WritebackPaths { level1: level1.clone(), level2: None };
+    if talon_client::Writeback::open(paths, 1).is_err() {
+        assert_eq!(std::fs::read(&level1).expect("a file"), data, "a file that may hold an identity was replaced");
     }
 }
