@@ -46,6 +46,9 @@ pub(crate) enum Verb {
     /// Grants and shows what users may do.
     #[command(subcommand)]
     Acl(AclVerb),
+    /// Closes parts of a running deployment, and opens them again.
+    #[command(subcommand)]
+    Lock(LockVerb),
     /// Runs queries: over the API with -a, else on this machine.
     Query(QueryArgs),
     /// Works with the language itself.
@@ -141,9 +144,22 @@ pub(crate) enum UserVerb {
     Show {
         /// The user's name.
         user: String,
-        /// With hash and salt of the password, as GUI.initial_users takes them.
+        /// With what is stored of the password.
         #[arg(long = "with_hashes")]
         with_hashes: bool,
+    },
+    /// Takes a user's policies away in one organisation, and the user with the last of them.
+    Delete {
+        /// The user's name.
+        user: String,
+    },
+    /// Locks a user out, whatever the policies say.
+    Lock {
+        /// The user's name.
+        user: String,
+        /// Lets the user in again.
+        #[arg(long)]
+        off: bool,
     },
 }
 
@@ -172,6 +188,65 @@ pub(crate) enum AclVerb {
         #[arg(long)]
         effective: bool,
     },
+    /// Explains why a user may do something, or not.
+    Why {
+        /// The user's name.
+        user: String,
+        /// The permission, such as EXECVE.
+        permission: String,
+    },
+    /// Prints who can reach administrator, or code on endpoints or the server, and by which shortest path.
+    Escalations {
+        /// Prints only what is not in this earlier output, and fails if there is any.
+        #[arg(long = "fail-on-new", value_name = "FILE")]
+        fail_on_new: Option<PathBuf>,
+    },
+    /// Checks assertions about policies.
+    Test {
+        /// YAML: a list of assertions.
+        file: PathBuf,
+    },
+}
+
+/// `lock …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockVerb {
+    /// Closes a user, a role, a client, an artifact, with --org an organisation, or everything, at once.
+    Add {
+        /// A user.
+        #[arg(long)]
+        user: Option<String>,
+        /// Whoever has a role.
+        #[arg(long)]
+        role: Option<String>,
+        /// A client, by its id.
+        #[arg(long)]
+        client: Option<String>,
+        /// An artifact.
+        #[arg(long)]
+        artifact: Option<String>,
+        /// Everything.
+        #[arg(long)]
+        all: bool,
+        /// Seconds after which the lock ends.
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+        /// Why; whoever is refused reads it.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Prints the locks that hold.
+    List,
+    /// Removes a lock, or votes for that where it takes several administrators.
+    Remove {
+        /// The lock's id.
+        id: String,
+        /// A file with the unlock token.
+        #[arg(long = "token_file", value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Makes an unlock token, to be kept offline.
+    Token,
 }
 
 /// `query …`
@@ -401,6 +476,16 @@ mod tests {
             "talon -c s.yaml acl grant U --role reader",
             "talon -c s.yaml acl grant U {\"any_query\":true} --merge",
             "talon -c s.yaml acl show U --effective",
+            "talon -c s.yaml acl why U EXECVE",
+            "talon -c s.yaml acl escalations --fail-on-new baseline.json",
+            "talon -c s.yaml acl test policies.yaml",
+            "talon -c s.yaml user lock U --off",
+            "talon -c s.yaml user delete U --org O123",
+            "talon -a api.yaml lock add --user U --ttl 60 --reason R",
+            "talon -a api.yaml lock add --org O123 --reason R",
+            "talon -c s.yaml lock list",
+            "talon -a api.yaml lock remove L.1 --token_file f",
+            "talon lock token",
             "talon -a api.yaml query SELECT --format csv --org ID --env K=V --env L=W",
             "talon --api_config api.yaml query SELECT SELECT",
             "talon query SELECT --format text",

@@ -48,6 +48,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// A server reached over this connection.
+    pub(crate) fn over(api: Api) -> Self {
+        Self { api, log: Vec::new() }
+    }
+
     /// The rows of a query. What its log calls an error is one. Queries are audited with their text, and variables by name only: secrets must be
     /// variables.
     pub(crate) fn query(&mut self, org: &OrgId, vql: String, variables: &[(&str, &str)]) -> Result<Vec<Arc<Dict>>> {
@@ -124,5 +129,7 @@ pub(crate) fn restriction(server: &ServerConfig) -> Result<Arc<dyn Restriction>>
         return Ok(Arc::new(Unrestricted));
     }
     let denied = &server.security().lockdown_denied_permissions;
-    Ok(Arc::new(Lockdown::new(denied.iter().map(String::as_str)).context("security.lockdown_denied_permissions")?))
+    let names = denied.iter().map(String::as_str);
+    let lockdown = if server.talon().lockdown_replace { Lockdown::replacing(names) } else { Lockdown::new(names) };
+    Ok(Arc::new(lockdown.context("security.lockdown_denied_permissions")?))
 }

@@ -11,6 +11,7 @@ mod golden;
 mod language;
 mod output;
 mod query;
+mod rights;
 mod store;
 mod users;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Verb::Config(verb) => config::run(&globals, verb),
         Verb::User(verb) => users::user(&globals, verb),
         Verb::Acl(verb) => users::acl(&globals, verb),
+        Verb::Lock(verb) => rights::lock(&globals, &verb),
         Verb::Query(query) => query::run(&globals, &query),
         Verb::Vql(verb) => language::run(verb),
         Verb::Artifacts(arguments) => artifacts::run(&arguments),

@@ -27,6 +27,8 @@ pub(crate) fn user(globals: &Globals, verb: UserVerb) -> Result<()> {
             let change = Change { password: Some(password), ..Change::roles(&user.parse()?, &role)? };
             change.apply(&server, &org(globals)?)
         }
+        UserVerb::Delete { user } => delete(&server, &user.parse()?, &org(globals)?),
+        UserVerb::Lock { user, off } => set_locked(&server, &user.parse()?, !off),
         UserVerb::Show { user, with_hashes } => show(&server, &user.parse()?, with_hashes),
     }
 }
@@ -39,6 +41,9 @@ pub(crate) fn acl(globals: &Globals, verb: AclVerb) -> Result<()> {
             let change = Change { user: user.parse()?, create: false, merge, policy, password: None };
             change.apply(&server, &org)
         }
+        AclVerb::Why { user, permission } => crate::rights::why(globals, &user, &permission),
+        AclVerb::Escalations { fail_on_new } => crate::rights::show_escalations(globals, fail_on_new.as_deref()),
+        AclVerb::Test { file } => crate::rights::test(globals, &file),
         AclVerb::Show { user, effective } => show_policy(&server, &org, &user.parse()?, effective),
     }
 }
@@ -130,6 +135,41 @@ impl Change {
     }
 }
 
+fn delete(server: &ServerConfig, user: &UserName, org: &OrgId) -> Result<()> {
+    match open(server)? {
+        Access::Stopped(stopped) => {
+            let directory = &stopped.directory;
+            directory.user(user)?.with_context(|| format!("User not found: {user}"))?;
+            let right = directory.right_over(directory.superuser(), std::slice::from_ref(org))?;
+            let details = Details::new().text("username", user.as_str()).text("org_ids", org.as_str());
+            let receipt = stopped.record(org, "user_delete", details)?;
+            Ok(directory.delete(&right, receipt, user)?.wait()?)
+        }
+        Access::Running(mut running) => {
+            let call = "SELECT user_delete(user=TheUser, really_do_it=TRUE) AS Done FROM scope()".to_owned();
+            done(&running.query(org, call, &[("TheUser", user.as_str())])?).with_context(|| running.log())
+        }
+    }
+}
+
+fn set_locked(server: &ServerConfig, user: &UserName, locked: bool) -> Result<()> {
+    match open(server)? {
+        Access::Stopped(stopped) => {
+            let directory = &stopped.directory;
+            let right = directory.right_over(directory.superuser(), &[])?;
+            let change = UserChange { locked: Some(locked), ..UserChange::of(user.clone()) };
+            directory.check_change(&right, &change)?;
+            let details = Details::new().text("username", user.as_str()).json("locked", locked.into());
+            let receipt = stopped.record(&OrgId::root(), "user_lock", details)?;
+            Ok(directory.change(&right, receipt, change, &SystemRng)?.wait()?)
+        }
+        Access::Running(mut running) => {
+            let call = format!("SELECT user_lock(user=TheUser, locked={}) AS Done FROM scope()", if locked { "TRUE" } else { "FALSE" });
+            done(&running.query(&OrgId::root(), call, &[("TheUser", user.as_str())])?).with_context(|| running.log())
+        }
+    }
+}
+
 /// Fails unless the query says that it did something.
 fn done(rows: &[Arc<Dict>]) -> Result<()> {
     match rows.first().and_then(|row| row.get("Done")) {
@@ -168,7 +208,7 @@ fn show(server: &ServerConfig, user: &UserName, with_hashes: bool) -> Result<()>
             let shown = serde_json::json!({ "name": record.name, "locked": record.locked, "orgs": orgs });
             print_line(&serde_json::to_string_pretty(&shown)?)?;
             if with_hashes {
-                print_line(&data_encoding::HEXLOWER.encode(&record.password_hash))?;
+                print_line(&String::from_utf8_lossy(&record.password_hash))?;
                 print_line(&data_encoding::HEXLOWER.encode(&record.password_salt))?;
             }
             Ok(())
@@ -210,7 +250,7 @@ fn parse_policy(text: &str) -> Result<Policy> {
 }
 
 /// The fields of a policy in JSON.
-fn fields(value: &Value) -> Option<Vec<(String, FieldValue)>> {
+pub(crate) fn fields(value: &Value) -> Option<Vec<(String, FieldValue)>> {
     let field = |(name, value): (&String, &Value)| {
         let value = match value {
             Value::Bool(flag) => FieldValue::Flag(*flag),

@@ -6,14 +6,14 @@ mod listener;
 mod services;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use talon_api::ApiListener;
-use talon_config::{EXIT_UNUSABLE, Loader, ServerConfig};
+use talon_config::{CONFIG_VARIABLE, EXIT_UNUSABLE, Loader, ServerConfig};
 use talon_endpoint_vql::LogFeed;
 use talon_transport::{FrontendListener, TransportError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +41,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let file = arguments.config.clone();
     let loaded = Loader::from_process().file(arguments.config).load().and_then(|mut configuration| {
         if !arguments.definitions.is_empty() {
             let defaults = configuration.stock.defaults.get_or_insert_default();
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return unusable(&error.into()),
     };
+    if let Err(error) = refuse_open_lockdown(&config, file.as_deref()) {
+        return unusable(&error);
+    }
     let feed = log(arguments.verbose || config.configuration().stock.verbose);
     match serve(&config, feed) {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,6 +65,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Lockdown ends with the configuration file. Who can write that file can end it, so the server must not be able to.
+fn refuse_open_lockdown(config: &ServerConfig, file: Option<&Path>) -> Result<()> {
+    let path = file.map(Path::to_owned).or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
+    let Some(path) = path.filter(|_| config.lockdown() && !config.talon().lockdown_allow_writable_config) else { return Ok(()) };
+    // Opening changes nothing in the file.
+    if std::fs::OpenOptions::new().append(true).open(&path).is_ok() {
+        anyhow::bail!(
+            "lockdown is set, but the account of this server can write {}: make the file another account's and read-only for this one, or set talon.server.lockdown_allow_writable_config",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Marks an error as one of the configuration.

@@ -77,7 +77,9 @@ fn restriction(config: &ServerConfig) -> Result<Arc<dyn Restriction>> {
         return Ok(Arc::new(Unrestricted));
     }
     let denied = &config.security().lockdown_denied_permissions;
-    let lockdown = Lockdown::new(denied.iter().map(String::as_str)).context("security.lockdown_denied_permissions")?;
+    let names = denied.iter().map(String::as_str);
+    let lockdown = if config.talon().lockdown_replace { Lockdown::replacing(names) } else { Lockdown::new(names) };
+    let lockdown = lockdown.context("security.lockdown_denied_permissions")?;
     tracing::warn!("{}", lockdown.notice());
     Ok(Arc::new(lockdown))
 }
