@@ -231,7 +231,7 @@ fn special(word: u64) -> u64 {
     const HIGH: u64 = ONES << 7;
     let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes & HIGH;
     let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
-    zero(word ^ ONES * b'"' as u64) | zero(word ^ ONES * b'\\' as u64) | control
+    zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control
 }
 
 /// What stands behind a number of which the first byte was taken.

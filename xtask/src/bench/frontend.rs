@@ -368,17 +368,15 @@ async fn poll_forever(dialer: Dialer, agent: Agent, at: usize, tally: Arc<Tally>
         let turn = if first { Some(arriving.acquire().await?) } else { None };
         let ended = async {
             let mut line = dialer.connect(at).await?;
-            loop {
-                let packet = agent.seal(&[])?;
-                let waiting = line.wait(&packet).await?;
-                tally.waiting.fetch_add(1, Ordering::SeqCst);
-                drop(turn);
-                let answer = waiting.answer().await;
-                tally.waiting.fetch_sub(1, Ordering::SeqCst);
-                tally.answered.fetch_add(1, Ordering::SeqCst);
-                // The server ends the connection with its last answer when it drains.
-                return answer.map(drop);
-            }
+            let packet = agent.seal(&[])?;
+            let waiting = line.wait(&packet).await?;
+            tally.waiting.fetch_add(1, Ordering::SeqCst);
+            drop(turn);
+            let answer = waiting.answer().await;
+            tally.waiting.fetch_sub(1, Ordering::SeqCst);
+            tally.answered.fetch_add(1, Ordering::SeqCst);
+            // The server ends the connection with its last answer when it drains.
+            answer.map(drop)
         };
         let ended: Result<()> = ended.await;
         if ended.is_err() && tally.up.load(Ordering::SeqCst) {

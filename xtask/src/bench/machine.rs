@@ -24,7 +24,10 @@ impl Limits {
         let time = Duration::from_millis(if short { 300 } else { 2000 });
         let key = RsaPrivateKey::generate()?;
         let sealed = key.public().oaep_sha1_encrypt(&[7; 64])?;
-        let decryptions = rate(time, || Ok(drop(black_box(key.oaep_sha1_decrypt(black_box(&sealed))?))))?;
+        let decryptions = rate(time, || {
+            black_box(key.oaep_sha1_decrypt(black_box(&sealed))?);
+            Ok(())
+        })?;
         let mut file = tempfile::tempfile()?;
         let syncs = rate(time, || {
             file.write_all(&[7; 4096])?;

@@ -62,7 +62,10 @@ fn rounds(deployment: &mut Deployment, seed: u64, time: Duration) -> Result<()> 
             .copied()
             .unwrap_or(Blow::Agent);
         let flow = deployment.collect(&client, "Custom.Crash.Rows", "dict()")?;
-        let mut pause = |most: usize| -> Result<()> { Ok(thread::sleep(Duration::from_millis(u64::try_from(draw.below(most))?))) };
+        let mut pause = |most: usize| -> Result<()> {
+            thread::sleep(Duration::from_millis(u64::try_from(draw.below(most))?));
+            Ok(())
+        };
         match blow {
             Blow::Agent => {
                 pause(2500)?;
