@@ -241,6 +241,7 @@ fn string(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Bytes of UTF-8 that are written as they are; 0xe2 may begin a character that is not.
+#[allow(clippy::indexing_slicing, reason = "the compiler evaluates it, and would not go beyond the end")]
 const PLAIN: [bool; 256] = {
     let mut plain = [true; 256];
     let mut at = 0;

@@ -1,5 +1,7 @@
 //! What stock engines pin about the language, item by item (`spec/04` §12): each case has the name of its item.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
 use std::sync::Arc;
 
 use talon_vql::{AllowAll, Environment, MemoryLog, Query, Registry, Value, json, parse};

@@ -1,5 +1,7 @@
 //! Whatever is read from outside, mutated at every place: nothing panics, and what is taken means the same when it is written and read again.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
 use talon_vql::spill;
 use talon_vql::{OsPath, PathFlavour, Value, format, json, parse, parse_statement};
 
@@ -44,9 +46,10 @@ fn json() {
             let settled = |text: &str| json::encode(&json::decode(text.as_bytes()).unwrap());
             let once = settled(&json::encode(&value));
             assert_eq!(settled(&once), once);
-            assert_eq!(json::encode_pretty(&json::decode(json::encode_pretty(&json::decode(once.as_bytes()).unwrap()).as_bytes()).unwrap()).len(), {
-                json::encode_pretty(&json::decode(once.as_bytes()).unwrap()).len()
-            });
+            assert_eq!(
+                json::encode_pretty(&json::decode(json::encode_pretty(&json::decode(once.as_bytes()).unwrap()).as_bytes()).unwrap()).len(),
+                { json::encode_pretty(&json::decode(once.as_bytes()).unwrap()).len() }
+            );
         }
     });
     let mut reader = json::RowReader::default();
@@ -60,7 +63,10 @@ fn json() {
 #[test]
 fn rows_in_binary() {
     let values: Vec<Vec<u8>> = TEXTS.iter().take(2).map(|text| spill::encode(&json::decode(text).unwrap())).collect();
-    let path = spill::encode(&Value::from(OsPath::parse(r#"{"DelegateAccessor":"zip","DelegatePath":"/a.zip","Path":"b/c"}"#, PathFlavour::Linux)));
+    let path = spill::encode(&Value::from(OsPath::parse(
+        r#"{"DelegateAccessor":"zip","DelegatePath":"/a.zip","Path":"b/c"}"#,
+        PathFlavour::Linux,
+    )));
     let seeds: Vec<&[u8]> = values.iter().map(Vec::as_slice).chain([path.as_slice()]).collect();
     mutations(&seeds, |bytes| {
         if let Some(value) = spill::decode(bytes) {
