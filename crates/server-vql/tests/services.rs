@@ -547,7 +547,7 @@ fn a_timeline_is_read_in_the_order_of_time() {
         assert!(found.is_empty() && log[0].contains("not shared"), "{call}: {log:?}");
     }
     rows(&alice, &format!("SELECT timeline_delete(notebook_id='{id}', timeline='T', name='b') FROM scope()"));
-    assert_eq!(read(", skip='Annotation'").len(), 5);
+    assert_eq!(read(", skip='Annotation'").len(), 3);
     rows(&alice, &format!("SELECT timeline_delete(notebook_id='{id}', timeline='T') FROM scope()"));
     assert!(rows(&alice, &format!("SELECT * FROM timelines(notebook_id='{id}')")).is_empty());
 }
