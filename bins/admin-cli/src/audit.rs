@@ -1,12 +1,18 @@
 //! `talon audit …`: verifies the log, proves records, prints them. Works on files alone, whether the server runs or not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use talon_audit::{Entry, LogReader, Record, VerifierKey, verify_log, verify_proof};
+use talon_audit::{
+    AuditError, Details, Entry, Log, LogReader, Phase, REDACTION, Record, VerifierKey, WitnessKey, read_checkpoint, verify_log,
+    verify_proof,
+};
+use talon_crypto::SystemRng;
+use talon_ids::OrgId;
+use talon_server::OutletStatus;
 use talon_store::AuditFiles;
 use talon_vql::{Dict, json};
 
@@ -22,7 +28,13 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub(crate) fn run(globals: &Globals, verb: AuditVerb) -> Result<()> {
     match verb {
         AuditVerb::Verify { proof: Some(proof), key: Some(key), .. } => verify_one(&proof, &key),
-        AuditVerb::Verify { key, checkpoint, .. } => verify_all(globals, key.as_deref(), checkpoint.as_deref()),
+        AuditVerb::Verify { key, checkpoint, witness, quorum, .. } => {
+            verify_all(globals, key.as_deref(), checkpoint.as_deref(), &Witnesses { keys: witness, quorum })
+        }
+        AuditVerb::Checkpoint => print(&reader(globals)?.checkpoint()?),
+        AuditVerb::Status => status(globals),
+        AuditVerb::Export { folder } => export(globals, &folder),
+        AuditVerb::Redact { index, reason } => redact(globals, index, &reason),
         AuditVerb::Prove { index, output } => prove(globals, index, output.as_deref()),
         AuditVerb::Tail { lines, follow, format } => tail(globals, lines, follow, format),
     }
@@ -33,23 +45,122 @@ fn verify_one(proof: &Path, key: &Path) -> Result<()> {
     let key = read_key(key)?;
     let proved = verify_proof(&text, &key).with_context(|| format!("{} proves nothing", proof.display()))?;
     print_line(&format!("verified: record {} of {} in the log {key}", proved.index, proved.size))?;
-    print_line(&line(proved.index, &proved.record)?)
+    let mut entry = Entry::new(proved.index, proved.record);
+    entry.redacted = proved.redacted;
+    print_line(&line(&entry)?)
 }
 
-fn verify_all(globals: &Globals, key: Option<&Path>, checkpoint: Option<&Path>) -> Result<()> {
+/// Who has to have signed the checkpoint that was kept.
+struct Witnesses {
+    keys: Vec<PathBuf>,
+    quorum: Option<usize>,
+}
+
+impl Witnesses {
+    fn check(&self, checkpoint: &[u8], key: &VerifierKey) -> Result<()> {
+        let witnesses = self.keys.iter().map(|path| {
+            read(path)?.trim().parse::<WitnessKey>().with_context(|| format!("{} is not the public key of a witness", path.display()))
+        });
+        let witnesses = witnesses.collect::<Result<Vec<_>>>()?;
+        let kept = read_checkpoint(checkpoint, key, &witnesses).context("--checkpoint")?;
+        let needed = self.quorum.unwrap_or(witnesses.len());
+        for (name, time) in &kept.cosigned {
+            let time = i64::try_from(*time).ok().and_then(|time| jiff::Timestamp::from_second(time).ok());
+            eprintln!(
+                "talon: {name} saw the checkpoint of {} records at {}",
+                kept.size,
+                time.map_or_else(String::new, |time| time.to_string())
+            );
+        }
+        anyhow::ensure!(
+            kept.cosigned.len() >= needed,
+            "{} of the witnesses signed the checkpoint, {needed} are needed",
+            kept.cosigned.len()
+        );
+        Ok(())
+    }
+}
+
+fn verify_all(globals: &Globals, key: Option<&Path>, checkpoint: Option<&Path>, witnesses: &Witnesses) -> Result<()> {
     let folder = load_server(globals)?.audit_directory();
     let key = match key {
         Some(path) => read_key(path)?,
         None => own_key(&folder)?,
     };
     let remembered = checkpoint.map(std::fs::read).transpose().context("--checkpoint")?;
+    if let Some(checkpoint) = &remembered {
+        witnesses.check(checkpoint, &key)?;
+    }
     let report = verify_log(&AuditFiles::read_only(&folder), &key, remembered.as_deref())
         .with_context(|| format!("the audit log in {} is not what was signed", folder.display()))?;
     let root: String = report.root.iter().map(|byte| format!("{byte:02x}")).collect();
     print_line(&format!("verified: {} records, {} checkpoints, {} tiles, root {root}", report.records, report.checkpoints, report.tiles))?;
+    if report.redacted > 0 {
+        print_line(&format!("the details of {} records were erased, and the log says by whom", report.redacted))?;
+    }
     if report.unfinished_bytes > 0 {
         eprintln!("talon: {} bytes at the end were never acknowledged", report.unfinished_bytes);
     }
+    Ok(())
+}
+
+/// How long the log is, and what its copies say of themselves.
+fn status(globals: &Globals) -> Result<()> {
+    let server = load_server(globals)?;
+    let folder = server.audit_directory();
+    let reader = LogReader::new(Arc::new(AuditFiles::read_only(&folder)), own_key(&folder)?);
+    let size = reader.size()?;
+    print_line(&format!("{size} records in {}", folder.display()))?;
+    let copies = server.audit_copies(&|name| std::env::var(name).ok());
+    print_line(&format!("files: {}", copies.folder.display()))?;
+    if let Some(target) = copies.syslog {
+        let kept = folder.join("outlets").join("syslog.json");
+        let status = match std::fs::read(&kept) {
+            Ok(text) => serde_json::from_slice::<OutletStatus>(&text).with_context(|| format!("{} cannot be read", kept.display()))?,
+            Err(_) => OutletStatus::default(),
+        };
+        let behind = size.saturating_sub(status.next);
+        print_line(&format!(
+            "syslog {}: {} records sent, {behind} to go, {} without details",
+            target.server, status.next, status.shortened
+        ))?;
+    }
+    Ok(())
+}
+
+fn export(globals: &Globals, folder: &Path) -> Result<()> {
+    let unusable = || format!("cannot write to {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(unusable)?;
+    let empty = std::fs::read_dir(folder).with_context(unusable)?.next().is_none();
+    anyhow::ensure!(empty, "{} is not empty; name another folder", folder.display());
+    let mut write = |name: &str, content: &[u8]| -> Result<()> {
+        let path = folder.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let size = reader(globals)?.static_files(&mut write)?;
+    write("audit.pub", format!("{}\n", own_key(&load_server(globals)?.audit_directory())?).as_bytes())?;
+    eprintln!("talon: {size} records");
+    Ok(())
+}
+
+fn redact(globals: &Globals, index: u64, reason: &str) -> Result<()> {
+    let server = load_server(globals)?;
+    let folder = server.audit_directory();
+    let cure = || format!("cannot open the audit log in {}; stop the server first", folder.display());
+    let key = AuditFiles::load_or_create_key(&folder, || Err(AuditError::Key)).with_context(cure)?;
+    let log = Log::open(Arc::new(AuditFiles::open(&folder).with_context(cure)?), key, Arc::new(SystemRng)).with_context(cure)?;
+    let time = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+    let mut record = Record::new(time, OrgId::root(), server.server_name(), REDACTION, Phase::Intended);
+    let login = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+    record.details = Details::new().number("record", index).text("reason", reason).text("_command_line_user", &login);
+    let receipt = log.redact(index, &record)?;
+    eprintln!(
+        "talon: the details of record {index} are gone from the log; record {} says so. Copies elsewhere still have them",
+        receipt.index()
+    );
     Ok(())
 }
 
@@ -69,9 +180,9 @@ fn tail(globals: &Globals, lines: u64, follow: bool, format: Format) -> Result<(
     loop {
         let entries = reader.entries(next, CHUNK)?;
         let more = entries.len() == CHUNK;
-        for Entry { index, record, .. } in &entries {
-            next = index.saturating_add(1);
-            let text = line(*index, record)?;
+        for entry in &entries {
+            next = entry.index.saturating_add(1);
+            let text = line(entry)?;
             let row = json::decode_row(text.as_bytes()).context("an audit record is no JSON object")?;
             writer.row(&if format == Format::Text { for_people(row) } else { row })?;
         }
@@ -112,6 +223,8 @@ struct Line<'a> {
     time: String,
     #[serde(flatten)]
     record: &'a Record,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    redacted: bool,
 }
 
 /// What fits a terminal.
@@ -120,16 +233,15 @@ fn for_people(mut row: Dict) -> Dict {
     row
 }
 
-fn line(index: u64, record: &Record) -> Result<String> {
+fn line(entry: &Entry) -> Result<String> {
+    let Entry { index, record, redacted, .. } = entry;
+
     let time = jiff::Timestamp::from_nanosecond(i128::from(record.time_ns)).map(|time| time.to_string()).unwrap_or_default();
-    Ok(serde_json::to_string(&Line { index, time, record })?)
+    Ok(serde_json::to_string(&Line { index: *index, time, record, redacted: *redacted })?)
 }
 
 #[cfg(test)]
 mod tests {
-    use talon_audit::{Details, Phase};
-    use talon_ids::OrgId;
-
     use super::*;
 
     #[test]
@@ -137,7 +249,7 @@ mod tests {
         let mut record = Record::new(1_800_000_000_000_000_000, OrgId::root(), "admin", "ScheduleFlow", Phase::Intended);
         record.details = Details::new().text("flow_id", "F.1");
         assert_eq!(
-            line(7, &record).unwrap(),
+            line(&Entry::new(7, record)).unwrap(),
             r#"{"index":7,"time":"2027-01-15T08:00:00Z","time_ns":1800000000000000000,"org":"root","principal":"admin","operation":"ScheduleFlow","phase":"intended","details":{"flow_id":"F.1"}}"#
         );
     }

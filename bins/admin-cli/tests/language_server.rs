@@ -51,7 +51,7 @@ impl Editor {
             let mut line = String::new();
             assert!(self.output.read_line(&mut line).unwrap() > 0, "the server ended");
             match line.trim_end().split_once(": ") {
-                Some((name, value)) if name == "Content-Length" => length = value.parse().unwrap(),
+                Some(("Content-Length", value)) => length = value.parse().unwrap(),
                 Some(_) => {}
                 None => break,
             }

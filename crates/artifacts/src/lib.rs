@@ -40,5 +40,5 @@ pub use parameter::{Parameter, ParameterType};
 pub use references::{Reference, references};
 pub use reformat::reformat;
 pub use repository::{Entry, Layer, Repository};
-pub use resolve::Resolver;
+pub use resolve::{Admission, Resolver};
 pub use yaml::MAX_TEXT;

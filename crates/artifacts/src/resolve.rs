@@ -22,16 +22,27 @@ const VISIBLE: [&str; 2] = ["config", "_SessionId"];
 /// Rows that sources side by side may be ahead of the reader.
 const AHEAD: usize = 16;
 
+/// Decides whether a query may call an artifact; the text of a refusal is for the log.
+pub type Admission = dyn Fn(&Definition) -> Result<(), String> + Send + Sync;
+
 /// Runs the artifacts of a repository for queries.
 pub struct Resolver {
     repository: Arc<Repository>,
+    admission: Option<Box<Admission>>,
 }
 
 impl Resolver {
     /// A resolver over `repository`: the organisation's, or that of a request.
     #[must_use]
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository }
+        Self { repository, admission: None }
+    }
+
+    /// Asks before an artifact is called by a query itself. What an artifact calls in its turn is its own affair: wrapping delegates.
+    #[must_use]
+    pub fn admitting(mut self, admission: Box<Admission>) -> Self {
+        self.admission = Some(admission);
+        self
     }
 }
 
@@ -40,6 +51,10 @@ impl ArtifactResolver for Resolver {
         let Some(definition) = self.repository.get(name) else {
             return Err(CallError::Failed(format!("Artifact {name} not found")));
         };
+        let outer = Stack::of(scope)?;
+        if let Some(admission) = self.admission.as_ref().filter(|_| outer.is_empty()) {
+            admission(&definition).map_err(|denial| CallError::Failed(format!("Artifact {name} invalid: {denial}")))?;
+        }
         let call = ArtifactCall::read(&definition, args, scope)?;
         let definition = match &call.source {
             None => definition,
@@ -48,7 +63,7 @@ impl ArtifactResolver for Resolver {
                 None => return Err(CallError::Failed(format!("Source {source} not found in artifact {name}"))),
             },
         };
-        let stack = Stack::of(scope)?.push(definition.name())?;
+        let stack = outer.push(definition.name())?;
         let mut imports = Vec::with_capacity(definition.imports().len());
         for import in definition.imports() {
             let imported = self.repository.get(import.as_str());
@@ -132,6 +147,10 @@ impl ArtifactCall {
 struct Stack(Vec<ArtifactName>);
 
 impl Stack {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn of(scope: &Scope) -> Result<Self, CallError> {
         match scope.variable(STACK) {
             None => Ok(Self::default()),

@@ -24,7 +24,11 @@ impl Guard for AuthorityGuard {
 #[must_use]
 pub fn with_authority(environment: Environment, authority: Arc<Authority>) -> Environment {
     let caches = Arc::new(CacheFiles(Arc::new(FileCaches)));
-    environment.guard(Arc::new(AuthorityGuard(authority.clone()))).extension(authority).extension(caches).spill(Arc::new(DiskSpill::default()))
+    environment
+        .guard(Arc::new(AuthorityGuard(authority.clone())))
+        .extension(authority)
+        .extension(caches)
+        .spill(Arc::new(DiskSpill::default()))
 }
 
 /// The permit for effect `E` of the principal on whose behalf the query runs.

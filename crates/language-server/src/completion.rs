@@ -72,7 +72,7 @@ fn builtins(known: &Known, kind: Kind) -> Vec<lsp::CompletionItem> {
     let suggestion = |signature: &Signature| lsp::CompletionItem {
         documentation: markdown(documentation(signature)),
         insert_text: Some(format!("{}(", signature.name)),
-        ..item(signature.name, symbol.clone(), &signature_line(signature))
+        ..item(signature.name, symbol, &signature_line(signature))
     };
     callable.map(suggestion).collect()
 }

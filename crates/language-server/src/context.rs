@@ -150,7 +150,7 @@ pub(crate) fn wanted(before: &str) -> Option<(Wanted, String)> {
     }
     // A path in front of the word: `Artifact.Linux.`
     if let Some(dot) = count.checked_sub(1).filter(|dot| reader.word(*dot) == ".") {
-        let Some(name) = dot.checked_sub(1).filter(|name| reader.class(*name) == Some(TokenClass::Name)) else { return None };
+        let name = dot.checked_sub(1).filter(|name| reader.class(*name) == Some(TokenClass::Name))?;
         let start = reader.path_start(name);
         let path = reader.path(start, name);
         let of_artifact = path == "Artifact" || path.starts_with("Artifact.");

@@ -165,8 +165,13 @@ fn user(call: Call) -> Result<Value, CallError> {
         call.scope().check(talon_ids::Permissions::of(&[Permission::ReadResults]))?;
     }
     let users = session.server().users();
+    let policy = users.usable_policy(org, &name).map_err(failed)?;
+    if policy.is_none() && !org.is_root() {
+        // Who belongs to other organisations only is no business of this one.
+        return Err(CallError::failed("PermissionDenied"));
+    }
+    let policy = policy.unwrap_or_default();
     let found = users.user(&name).map_err(failed)?.ok_or_else(|| CallError::failed(format!("User not found: {name}")))?;
-    let policy = users.usable_policy(org, &name).map_err(failed)?.unwrap_or_default();
     Ok(Value::Dict(row(&session, org, &found, &policy)?.into()))
 }
 

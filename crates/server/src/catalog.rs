@@ -227,16 +227,6 @@ impl Session {
         Ok(definition)
     }
 
-    /// Who may write no artifact is not told which there are.
-    fn unknown_artifact(&self, name: &str) -> ServerError {
-        let any = [Permission::ArtifactWriter, Permission::ServerArtifactWriter];
-        let denials = any.map(|permission| self.authority().check(Permissions::of(&[permission])).err());
-        match denials {
-            [Some(denial), Some(_)] => denial.into(),
-            _ => ServerError::not_found("Artifact", name),
-        }
-    }
-
     fn may_write(&self, definition: &Definition) -> Result<(), ServerError> {
         Ok(self.authority().check(Permissions::of(&[writer(definition.kind())]))?)
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use talon_acl::Authority;
-use talon_artifacts::Resolver;
+use talon_acl::{Authority, check_collection};
+use talon_artifacts::{Definition, Resolver};
 use talon_crypto::{Rng, random_array};
 use talon_endpoint_vql::Secrets;
 use talon_ids::{OrgId, Permissions, QueryName, UserName};
@@ -32,11 +32,27 @@ impl Session {
             .random(Arc::new(ServerRandom(shared.rng.clone())))
             .variable("config", config)
             .variable("_SessionId", "")
-            .artifacts(Arc::new(Resolver::new(self.org().artifacts().clone())))
+            .artifacts(Arc::new(self.resolver()))
             .elsewhere(Arc::new(Door(self.clone())))
             .extension(Arc::new(Secrets(Arc::new(Keeper { enforced: settings.must_use_secrets }))))
             .extension(Arc::new(self.clone()))
             .extension(Arc::new(self.authority().clone()))
+    }
+
+    /// The environment of the queries of an artifact that somebody was allowed to run: which artifacts it calls is its own affair.
+    pub(crate) fn artifact_environment(&self) -> Environment {
+        self.environment().artifacts(Arc::new(Resolver::new(self.org().artifacts().clone())))
+    }
+
+    /// Runs artifacts for queries of this principal, who must be allowed to collect those that the query itself names.
+    fn resolver(&self) -> Resolver {
+        let authority = self.authority().clone();
+        let admission = move |definition: &Definition| {
+            let basic = definition.proto().metadata.as_ref().is_some_and(|metadata| metadata.basic);
+            let name = definition.name().to_string();
+            check_collection(&authority, false, &name, basic, definition.required_permissions()).map_err(|denial| denial.to_string())
+        };
+        Resolver::new(self.org().artifacts().clone()).admitting(Box::new(admission))
     }
 
     /// Runs `work` on a thread made for queries, on which blocking is allowed.

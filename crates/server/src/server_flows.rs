@@ -322,7 +322,7 @@ impl Run {
         };
         // The supervisor watches the time as well and is the one to say so.
         let time = Some(timeout.saturating_add(Duration::from_secs(60)));
-        let mut environment = with_authority(session.environment(), Arc::new(session.authority().clone()))
+        let mut environment = with_authority(session.artifact_environment(), Arc::new(session.authority().clone()))
             .log(sink.clone())
             .extension(Arc::new(Uploads(sink.clone())))
             .cancel(cancel)

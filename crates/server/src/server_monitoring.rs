@@ -224,7 +224,7 @@ struct Produced {
 fn monitor(session: &Session, args: &VqlCollectorArgs, out: &SyncSender<Produced>, cancel: CancelToken) {
     let Some(name) = args.query.iter().find_map(|query| query.name.parse::<QueryName>().ok()) else { return };
     let log = Arc::new(EventLog { org: session.org().clone(), queue: name.clone(), out: out.clone() });
-    let mut environment = with_authority(session.environment(), Arc::new(session.authority().clone()))
+    let mut environment = with_authority(session.artifact_environment(), Arc::new(session.authority().clone()))
         .log(log.clone())
         .cancel(cancel)
         .budget(Budget { time: None, ..Budget::default() })

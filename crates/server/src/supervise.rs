@@ -125,7 +125,9 @@ mod tests {
 
     fn running(ended: &Arc<AtomicUsize>, held: &[Permission]) -> Running {
         let ended = ended.clone();
-        let end: End = Box::new(move |_| drop(ended.fetch_add(1, Ordering::SeqCst)));
+        let end: End = Box::new(move |_| {
+            ended.fetch_add(1, Ordering::SeqCst);
+        });
         Running { principal: "bob".parse().unwrap(), org: OrgId::root(), held: Permissions::of(held), end: Arc::new(end) }
     }
 

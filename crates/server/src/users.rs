@@ -122,7 +122,7 @@ impl Directory {
     /// When storage fails or the stored policy is none.
     pub fn policy(&self, org: &OrgId, name: &UserName) -> Result<Option<Policy>, ServerError> {
         let acl: Option<ApiClientAcl> = get(self.engine.reader(), org, Space::Policies, name.folded().as_bytes())?;
-        Ok(acl.map(|acl| Policy::from_proto_with(&acl, &self.roles(org)?).map_err(ServerError::from)).transpose()?)
+        acl.map(|acl| Policy::from_proto_with(&acl, &self.roles(org)?).map_err(ServerError::from)).transpose()
     }
 
     /// A user's policy in one organisation, unless it is empty or cannot be read: then the user has none, and the operator is told.

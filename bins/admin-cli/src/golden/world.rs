@@ -58,7 +58,7 @@ impl World {
         let key = SigningKey::generate("golden", &SystemRng)?;
         let audit = Log::open(Arc::new(AuditFiles::open(&folder.path().join("audit"))?), key, Arc::new(SystemRng))?;
         let identity = config.frontend_identity();
-        let engine = Arc::new(Embedded::open(&folder.path().join("store"), Options::default())?);
+        let engine = Arc::new(Embedded::open(folder.path().join("store"), Options::default())?);
         let server = Server::open(ServerOptions {
             settings: Settings::from_config(&config)?,
             certificate_pem: identity.certificate().pem(),

@@ -117,9 +117,15 @@ mod tests {
         let spill = DiskSpill::default();
         let (sorted, _) = rows(&spill, "SELECT 49999 - _value AS N, 'x' AS X FROM range(end=50000) ORDER BY N");
         assert!(sorted.iter().enumerate().all(|(at, row)| *row == format!(r#"{{"N":{at},"X":"x"}}"#)) && sorted.len() == 50_000);
-        let (grouped, _) = rows(&spill, "SELECT _value / 2 - 0.25 AS K, count() AS C FROM chain(a={ SELECT * FROM range(end=20000) }, b={ SELECT * FROM range(end=20000) }) GROUP BY K");
+        let (grouped, _) = rows(
+            &spill,
+            "SELECT _value / 2 - 0.25 AS K, count() AS C FROM chain(a={ SELECT * FROM range(end=20000) }, b={ SELECT * FROM range(end=20000) }) GROUP BY K",
+        );
         assert!(grouped.len() == 20_000 && grouped.iter().all(|row| row.ends_with(r#""C":2}"#)));
-        let (kept, log) = rows(&spill, "LET X <= SELECT _value FROM range(end=50000) SELECT X[49998]._value AS A FROM scope() SELECT count() AS C FROM X GROUP BY 1");
+        let (kept, log) = rows(
+            &spill,
+            "LET X <= SELECT _value FROM range(end=50000) SELECT X[49998]._value AS A FROM scope() SELECT count() AS C FROM X GROUP BY 1",
+        );
         assert_eq!(kept, [r#"{"A":49998}"#, r#"{"C":50000}"#]);
         assert!(log.iter().any(|line| line == "WARN:Materialized 50000 rows"));
         assert_eq!(spill.used.load(Ordering::Relaxed), 0);

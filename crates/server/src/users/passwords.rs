@@ -77,7 +77,7 @@ impl Passwords {
     /// Whether the password fits. Without a user, or for one without a password, the same work is done for nothing.
     #[must_use]
     fn fits(&self, user: Option<&VelociraptorUser>, password: &str) -> bool {
-        let stored = user.and_then(|user| hash_of(user));
+        let stored = user.and_then(hash_of);
         self.with_slot(|| stored.as_ref().unwrap_or(&self.decoy).fits(password)) && stored.is_some()
     }
 }
