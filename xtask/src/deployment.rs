@@ -296,7 +296,7 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Ports that were free a moment ago. All are held until all are found, so they differ.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let listeners = (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
     let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
     ports.try_into().map_err(|_| anyhow::anyhow!("as many ports as listeners"))

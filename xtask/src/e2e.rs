@@ -8,6 +8,7 @@ mod peers;
 mod python_api;
 mod restarts;
 mod services;
+mod syslog;
 
 use std::time::Instant;
 
@@ -26,8 +27,17 @@ pub(crate) enum Outcome {
 /// One case: a sentence that says what holds, and the check.
 type Case = (&'static str, fn(&Stage) -> Result<Outcome>);
 
-const CASES: &[&[Case]] =
-    &[main_job::CASES, cli::CASES, restarts::CASES, services::CASES, peers::CASES, misdeeds::CASES, half_open::CASES, python_api::CASES];
+const CASES: &[&[Case]] = &[
+    main_job::CASES,
+    cli::CASES,
+    restarts::CASES,
+    services::CASES,
+    syslog::CASES,
+    peers::CASES,
+    misdeeds::CASES,
+    half_open::CASES,
+    python_api::CASES,
+];
 
 /// What the command line says.
 #[derive(Default)]

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pure_magic::{MagicDb, MagicSource, StreamKind};
 use talon_ids::Permission;
@@ -67,34 +68,41 @@ pub(crate) fn register(registry: &mut Registry) {
 }
 
 /// The rules that come with the program.
-static RULES: LazyLock<Option<Arc<MagicDb>>> = LazyLock::new(|| magic_db::load().ok().map(Arc::new));
+const RULES: &str = include_str!("kinds.magic");
 
-/// Rules of calls with rules of their own.
+/// The rules by what a call adds to those of the program.
 #[derive(Default)]
-struct OwnRules(Mutex<HashMap<Text, Arc<MagicDb>>>);
+struct Rules(Mutex<HashMap<Text, Arc<MagicDb>>>);
 
 fn rules(call: &Call) -> Result<Arc<MagicDb>, CallError> {
-    let broken = || CallError::failed("the rules cannot be loaded");
-    let Some(text) = call.text("magic").filter(|text| !text.is_empty()) else { return RULES.clone().ok_or_else(broken) };
-    let own = call.scope().shared::<OwnRules>();
-    let mut own = own.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = own.get(&text) {
-        return Ok(known.clone());
+    let own = call.text("magic").unwrap_or_else(|| Text::from(""));
+    let known = call.scope().shared::<Rules>();
+    let mut known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(rules) = known.get(&own) {
+        return Ok(rules.clone());
     }
-    // The reader of rules takes files only.
-    let path = std::env::temp_dir().join(format!("talon-{:016x}-{}.magic", call.scope().random(), std::process::id()));
+    let mut rules = MagicDb::new();
+    for text in [&own[..], RULES.as_bytes()].into_iter().filter(|text| !text.is_empty()) {
+        rules.load(source(call, text)?);
+    }
+    let rules = Arc::new(rules);
+    if known.len() >= MAX_RULES {
+        known.clear();
+    }
+    known.insert(own, rules.clone());
+    Ok(rules)
+}
+
+/// The reader of rules takes files only.
+fn source(call: &Call, text: &[u8]) -> Result<MagicSource, CallError> {
+    static FILES: AtomicU64 = AtomicU64::new(0);
+    let (random, number) = (call.scope().random(), FILES.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(format!("talon-{random:016x}-{}-{number}.magic", std::process::id()));
     let permit = permit(call.scope())?;
-    host::create_new(&permit, &path)?.write_all(&text)?;
+    host::create_new(&permit, &path)?.write_all(text)?;
     let source = MagicSource::open(&path);
     host::remove(&permit, &path)?;
-    let mut rules = magic_db::load().map_err(|_| broken())?;
-    rules.load(source.map_err(|error| CallError::failed(format!("magic: {error}")))?);
-    let rules = Arc::new(rules);
-    if own.len() >= MAX_RULES {
-        own.clear();
-    }
-    own.insert(text, rules.clone());
-    Ok(rules)
+    source.map_err(|error| CallError::failed(format!("magic: {error}")))
 }
 
 fn magic(call: Call) -> Result<Value, CallError> {

@@ -166,7 +166,7 @@ fn refused(registry: &Registry, log: &[String]) -> bool {
 fn differs(name: &str, principal: &str) -> bool {
     match name {
         // Stock servers forget the check.
-        "netstat" | "cache file" | "user_message" | "query(org_id)" | "user_delete" | "user_options read" => true,
+        "netstat" | "cache file" | "query(org_id)" | "user_delete" | "user_options read" => true,
         // An administrator of the root organisation has no right to hunt in the other one; a stock server says so in other words.
         "hunt org_id" => principal == "administrator",
         // The recorded table had an event artifact already that the investigator may not collect.

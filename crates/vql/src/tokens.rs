@@ -79,7 +79,7 @@ mod tests {
             (Mark, ","),
             (Name, "z"),
             (Mark, "="),
-            (Fault, "'it"),
+            (Fault, "'"),
         ];
         assert_eq!(seen, expected);
         assert_eq!(tokens(""), []);
