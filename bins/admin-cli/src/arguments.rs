@@ -228,8 +228,8 @@ pub(crate) enum LockVerb {
         /// Everything.
         #[arg(long)]
         all: bool,
-        /// Seconds after which the lock ends.
-        #[arg(long, value_name = "SECONDS")]
+        /// How long the lock holds: seconds, or as 90m, 12h, 7d; until it is removed when left out.
+        #[arg(long, value_name = "DURATION", value_parser = seconds)]
         ttl: Option<u64>,
         /// Why; whoever is refused reads it.
         #[arg(long)]
@@ -444,6 +444,24 @@ pub(crate) struct GoldenArgs {
     pub(crate) filter: Option<String>,
 }
 
+/// Whole seconds, from a number of them or a duration such as `90m`, `12h`, `7d`.
+fn seconds(text: &str) -> Result<u64, String> {
+    let refused = || format!("{text:?} is no duration; write seconds, or as 90m, 12h, 7d");
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    let (count, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(refused)?;
+    let count: u64 = count.parse().map_err(|_| refused())?;
+    let length = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(refused()),
+    };
+    count.checked_mul(length).ok_or_else(refused)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -452,6 +470,13 @@ mod tests {
 
     fn parse(line: &str) -> Result<Arguments, clap::Error> {
         Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn durations_are_seconds_or_have_a_unit() {
+        let read = |text: &str| super::seconds(text).ok();
+        assert_eq!(["60", "90s", "90m", "12h", "7d"].map(read), [Some(60), Some(90), Some(5_400), Some(43_200), Some(604_800)]);
+        assert_eq!(["", "h", "1w", "-1", "1.5h", "é", "99999999999999999d"].map(read), [None; 7]);
     }
 
     #[test]
