@@ -148,7 +148,15 @@ impl Sockets {
         let (exchanges, queue) = mpsc::channel(WAITING);
         // The queue is empty and its reader is at hand: this cannot fail.
         let _accepted = exchanges.try_send(exchange);
-        let task = Task { stream, early: VecDeque::new(), heard: Instant::now(), handler, patience: self.patience, timeout: self.timeout };
+        let task = Task {
+            stream,
+            early: VecDeque::new(),
+            over: false,
+            heard: Instant::now(),
+            handler,
+            patience: self.patience,
+            timeout: self.timeout,
+        };
         tokio::spawn(task.serve(queue));
         let abandoned = Arc::new(AtomicBool::new(false));
         *slot = Some(Line { server: server.clone(), exchanges, abandoned: Arc::clone(&abandoned) });
@@ -159,8 +167,15 @@ impl Sockets {
     pub(crate) async fn fetch_pem(&self, server: &ServerUrl) -> Result<Bytes, Declined> {
         let stream = self.open(server, "server.pem").await?;
         let handler = Handler::Control;
-        let mut task =
-            Task { stream, early: VecDeque::new(), heard: Instant::now(), handler, patience: self.patience, timeout: self.timeout };
+        let mut task = Task {
+            stream,
+            early: VecDeque::new(),
+            over: false,
+            heard: Instant::now(),
+            handler,
+            patience: self.patience,
+            timeout: self.timeout,
+        };
         let reply = task.ask(Bytes::new()).await.unwrap_or_else(emulated);
         task.close(CloseCode::Normal).await;
         if reply.status == 200 { Ok(reply.body) } else { Err(TransportError::Status(reply.status).into()) }
@@ -244,6 +259,8 @@ struct Task {
     stream: Stream,
     /// Answers that came before they were asked for: a server hands out tasks when it has them.
     early: VecDeque<Bytes>,
+    /// The socket has ended; what came before that is still handed out, since a server may not send a task twice.
+    over: bool,
     heard: Instant,
     handler: Handler,
     patience: Duration,
@@ -264,12 +281,16 @@ impl Task {
                     if exchange.answer.send(reply).is_err() || !going_on {
                         break;
                     }
+                    if self.over && self.early.is_empty() {
+                        return;
+                    }
                 }
-                message = self.message() => match message {
+                message = self.message(), if !self.over => match message {
                     Ok(message) if self.handler == Handler::Reader && self.early.len() < EARLY => self.early.push_back(message),
                     // Nothing was asked.
                     Ok(_) => return self.close(CloseCode::Policy).await,
-                    Err(_) => return,
+                    Err(_) if self.early.is_empty() => return,
+                    Err(_) => self.over = true,
                 }
             }
         }
@@ -278,15 +299,17 @@ impl Task {
 
     /// Sends a packet and waits for the answer; the status that a failure stands for.
     async fn ask(&mut self, body: Bytes) -> Result<Reply, u16> {
-        match timeout(self.timeout, self.stream.send(Message::Binary(body))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(status_of(&error)),
-            Err(_) => return Err(408),
-        }
-        self.heard = self.heard.max(Instant::now());
+        let sent = match timeout(self.timeout, self.stream.send(Message::Binary(body))).await {
+            _ if self.over => Err(408),
+            Ok(sent) => sent.map_err(|error| status_of(&error)),
+            Err(_) => Err(408),
+        };
         if let Some(early) = self.early.pop_front() {
+            self.over |= sent.is_err();
             return Ok(unwrapped(&early));
         }
+        sent?;
+        self.heard = self.heard.max(Instant::now());
         self.message().await.map(|content| unwrapped(&content))
     }
 

@@ -139,6 +139,35 @@ async fn what_a_server_sends_before_it_is_asked_waits_for_the_reader() {
 }
 
 #[tokio::test]
+async fn what_a_server_sends_before_it_closes_is_not_lost() {
+    for frames in [&[r#"{"code":200,"data":"Mg=="}"#][..], &[r#"{"code":200,"data":"Mg=="}"#, r#"{"code":503}"#]] {
+        let (listener, server) = listen().await;
+        let serve = tokio::spawn(async move {
+            let (_, mut first) = socket(&listener).await;
+            first.next().await.unwrap().unwrap();
+            first.send(text(r#"{"code":200,"data":"MQ=="}"#)).await.unwrap();
+            for frame in frames {
+                first.send(text(frame)).await.unwrap();
+            }
+            drop(first);
+            let (_, mut second) = socket(&listener).await;
+            assert_eq!(second.next().await.unwrap().unwrap(), text("last"));
+            second.send(text(r#"{"code":200,"data":"Mw=="}"#)).await.unwrap();
+            second
+        });
+        let link = HttpLink::new(&settings()).unwrap();
+        assert_eq!(answer(&link, &server, reader("first")).await, (200, "1".to_owned()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(answer(&link, &server, reader("second")).await, (200, "2".to_owned()), "the task came before the end");
+        if frames.len() > 1 {
+            assert_eq!(answer(&link, &server, reader("third")).await.0, 503);
+        }
+        assert_eq!(answer(&link, &server, reader("last")).await, (200, "3".to_owned()));
+        serve.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_answer_to_nothing_ends_the_control_socket() {
     let (listener, server) = listen().await;
     let serve = tokio::spawn(async move {
