@@ -107,7 +107,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes what [`Log::publish`] wrote for sizes that full bundles and tiles now cover.
+    /// Removes what [`Log::publish`](crate::Log::publish) wrote for sizes that full bundles and tiles now cover.
     fn drop_partials(&self, segment: u64, full: bool) -> Result<(), AuditError> {
         for width in 1..WIDTH {
             if full {
