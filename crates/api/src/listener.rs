@@ -116,6 +116,12 @@ impl ApiListener {
         let (connections, incoming) = mpsc::channel(16);
         let closing = service.closing.clone();
         let accepting = tokio::spawn(self.accept(connections, drain.clone()));
+        // Not in the signal of the server below: it is dropped unheard when the connections end first.
+        let draining = drain.clone();
+        let ending = tokio::spawn(async move {
+            draining.cancelled().await;
+            closing.cancel();
+        });
         let api = Limited(ApiServer::new(service).max_decoding_message_size(MAX_REQUEST));
         // Who may connect may also ask what there is to call.
         let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(talon_proto::DESCRIPTORS);
@@ -128,12 +134,10 @@ impl ApiListener {
             .add_service(api)
             .add_service(v1)
             .add_service(v1alpha)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
-                drain.cancelled().await;
-                closing.cancel();
-            })
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.cancelled_owned())
             .await;
         accepting.abort();
+        ending.abort();
         served.map_err(ApiError::Serve)
     }
 
